@@ -1,4 +1,4 @@
-// The package under jest, whose tests run in a realm of their own: CommonJS, and ES modules.
+// The package under jest, which runs tests in a separate realm, with CommonJS and ES modules.
 
 const fs = require('node:fs');
 const os = require('node:os');

@@ -1,6 +1,9 @@
-// A clock that a test sets.
+// A clock that a test controls.
 
-/** Its timers run when `advance` reaches them; work in between (promises, native calls) is the test's to wait for. */
+/**
+ * Runs its timers when `advance` reaches them. The test waits for other work, such as promises and
+ * native calls.
+ */
 export class FakeClock {
   constructor(start = Date.now()) {
     this.time = start;
@@ -22,7 +25,10 @@ export class FakeClock {
     this.timers.delete(timer);
   };
 
-  /** Lets time pass: each timer runs at its time, later ones that it sets too. */
+  /**
+   * Advances the time and runs each due timer at its time, including timers that others set
+   * meanwhile.
+   */
   advance(ms) {
     const end = this.time + ms;
     for (;;) {
@@ -35,7 +41,7 @@ export class FakeClock {
     this.time = end;
   }
 
-  /** As when the machine sleeps or its clock is set: timers that are due run, at the new time. */
+  /** Simulates sleep or a clock change: every due timer runs at the new time. */
   jump(ms) {
     this.time += ms;
     this.advance(0);

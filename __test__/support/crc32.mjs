@@ -1,4 +1,4 @@
-// CRC-32 as gzip uses it (RFC 1952, 8); Node's own came with 22.
+// CRC-32 as in gzip (RFC 1952, 8). Node provides its own only since version 22.
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let bit = 0; bit < 8; bit += 1) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;

@@ -1,4 +1,4 @@
-// System calls that fail, or at which a run is killed, as they do on a bad disk or where the power is lost.
+// System calls that fail, or at which a run is killed, as with a bad disk or a loss of power.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, renameSync, rmSync } from 'node:fs';
@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 
 import { kgPath } from './processes.mjs';
 
-/** A run of a program with a log beside it; the log is given to `read`. */
+/** Runs a program with a log file and passes the log to `read`. */
 function logged(command, read, options) {
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-faults-'));
   const log = path.join(dir, 'log');
@@ -18,7 +18,7 @@ function logged(command, read, options) {
   return outcome;
 }
 
-/** What became of a run, and how often the fault was met. A run that was killed has no status. */
+/** Returns the outcome of a run and the number of injected faults. A killed run has no status. */
 function outcomeOf({ status, signal, stdout, stderr }, injected) {
   const isKilled = signal === 'SIGKILL' || status === 137;
   return {
@@ -45,16 +45,19 @@ function traced(call, what, args, { only, cwd, when, env } = {}) {
   );
 }
 
-/** Runs `kg` while a system call fails, for `only` a path or for all, and each time or the `when`th of each thread: `injected` times. */
+/**
+ * Runs `kg` while a system call fails: on the path `only` or everywhere, and each time or the
+ * `when`th time in each thread. `injected` counts the failures.
+ */
 export const failing = (call, error, args, options) =>
   traced(call, `error=${error}`, args, options);
 
-/** Runs `kg` until the `when`th of a thread's calls, which is not made any more. */
+/** Runs `kg` and kills it before the `when`th such call of a thread. */
 export const killed = (call, args, options) => traced(call, 'error=EIO:signal=KILL', args, options);
 
 /**
- * Runs `kg` until its `when`th write of all, of which only the first half is made. `then` it is killed, gets an error, or is told so
- * ("short"), as write(2) may at any time.
+ * Runs `kg` until its `when`th write, of which only the first half is made. `then` selects the
+ * result: a kill, an error, or a short write ("short"), which write(2) permits.
  */
 export function torn(then, args, { cwd, when, env }) {
   return logged(
@@ -77,7 +80,7 @@ export function torn(then, args, { cwd, when, env }) {
   );
 }
 
-/** Compiled once, whoever comes first. */
+/** Compiles the library on the first call. */
 function library() {
   const source = fileURLToPath(new URL('torn.c', import.meta.url));
   const built = path.join(os.tmpdir(), `kg-torn-${process.pid}.so`);
@@ -89,7 +92,7 @@ function library() {
   return built;
 }
 
-/** How often a run of `kg` makes each system call: in that of its threads which makes `most` of them, and in `total`. */
+/** Counts the system calls of a run of `kg`: `most` in one thread, and `total`. */
 export function callsOf(args, cwd) {
   return logged(
     (log) => ['strace', ['-f', '-o', log, kgPath, ...args]],

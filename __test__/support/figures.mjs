@@ -1,4 +1,4 @@
-// What the long run counts over all suites: `npm run test:long` prints the sums.
+// Counters of the long run over all test files. `npm run test:long` prints the sums.
 
 import { appendFileSync } from 'node:fs';
 

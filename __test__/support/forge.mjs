@@ -1,4 +1,4 @@
-// Archives that this tool would not write, sealed as it seals its own.
+// Archives that this tool would not write, with the seal that it would write.
 
 import { createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -11,14 +11,17 @@ const SEAL_END = Buffer.from([3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 const PLAIN_SEAL_START = Buffer.from('kg-backup seal 1');
 
 export const BLOCK = 512;
-/** No member of an archive holds more. */
+/** The maximum content of one gzip member. */
 export const MAX_MEMBER = 16 * 1024 * 1024;
 
 const sha256 = (content) => createHash('sha256').update(content).digest();
 
 // ---- The gzip stream ----
 
-/** A gzip member. `length` and `crc` are what it says that it holds, and `deflated` what it holds instead. */
+/**
+ * Returns a gzip member. `length` and `crc` are its declared values, and `deflated` replaces its
+ * compressed content.
+ */
 export function member(
   content,
   { length = content.length, crc = crc32(content), deflated = deflateRawSync(content) } = {},
@@ -31,7 +34,7 @@ export function member(
   return Buffer.concat([MEMBER_START, size, deflated, trailer]);
 }
 
-/** The members of a tar, as large as this tool makes them. */
+/** Splits a tar into members of the size that this tool uses. */
 export function membersOf(tar) {
   const members = [];
   for (let at = 0; at < tar.length; at += BLOCK * 1024)
@@ -39,7 +42,10 @@ export function membersOf(tar) {
   return members;
 }
 
-/** The members of `piece` so many times over, of which each is made once: tens of gigabytes cost nothing. */
+/**
+ * Returns members that contain `piece` `times` times. Equal members share one buffer, so tens of
+ * gigabytes need little memory.
+ */
 export function repeated(piece, times) {
   const most = Math.max(1, Math.floor(MAX_MEMBER / piece.length));
   const full = Math.floor(times / most);
@@ -48,7 +54,7 @@ export function repeated(piece, times) {
   return [...(full > 0 ? new Array(full).fill(of(most)) : []), ...(rest > 0 ? [of(rest)] : [])];
 }
 
-/** The members of so many zeros. */
+/** Returns members that contain `bytes` zeros. */
 export function zeros(bytes) {
   return [
     ...repeated(Buffer.alloc(BLOCK), Math.floor(bytes / BLOCK)),
@@ -56,24 +62,24 @@ export function zeros(bytes) {
   ];
 }
 
-/** A sealed archive of these members. */
+/** Returns a sealed archive of these members. */
 export function sealMembers(members) {
   const content = Buffer.concat(members);
   return Buffer.concat([content, SEAL_START, sha256(content), SEAL_END]);
 }
 
-/** A sealed archive around any tar. */
+/** Returns a sealed archive of any tar. */
 export function seal(tar) {
   return sealMembers(membersOf(tar));
 }
 
-/** A sealed archive around any tar, without compression. */
+/** Returns a sealed archive of any tar, without compression. */
 export function sealPlain(tar) {
   const start = Buffer.concat([PLAIN_SEAL_START, sha256(tar)]);
   return Buffer.concat([tar, start, Buffer.alloc(BLOCK - start.length)]);
 }
 
-/** The archive `from`, written to `to` as if by a later release. */
+/** Rewrites the archive `from` to `to` as a later release would. */
 export function newerFormat(from, to) {
   const tar = gunzipSync(readFileSync(from));
   const version = tar.indexOf('"version": "1.0.0"');
@@ -83,7 +89,7 @@ export function newerFormat(from, to) {
 
 // ---- The tar ----
 
-/** The entries of a tar with short names, as { name, type, link, content }. */
+/** Returns the entries of a tar with short names, as { name, type, link, content }. */
 export function entriesOf(tar) {
   const entries = [];
   for (let at = 0; tar[at] !== 0;) {
@@ -97,7 +103,10 @@ export function entriesOf(tar) {
   return entries;
 }
 
-/** What a header's size field holds: octal, base 256 for what is larger or negative, or the bytes that were given. */
+/**
+ * Encodes the size field of a header: octal, or base 256 for large or negative numbers. Bytes are
+ * used unchanged.
+ */
 function sizeField(size) {
   if (Buffer.isBuffer(size)) return size;
   if (size >= 0 && size < 8 ** 11) return Buffer.from(`${size.toString(8).padStart(11, '0')}\0`);
@@ -108,8 +117,9 @@ function sizeField(size) {
 }
 
 /**
- * The header of an entry. Any field can be given: `name` and `link` as text or bytes, `size` as a number, a bigint or the
- * bytes of the field. `damage` changes the header after its checksum was made.
+ * Returns the header of an entry. A caller can set any field: `name` and `link` as text or bytes,
+ * `size` as a number, a bigint or the bytes of the field. `damage` changes the header after its
+ * checksum was computed.
  */
 export function headerOf({
   name,
@@ -136,7 +146,7 @@ export function headerOf({
   return header;
 }
 
-/** The blocks of an entry; `raw` stands for them. */
+/** Returns the blocks of an entry, or `raw` if it is given. */
 export function blocksOf(entry) {
   const { raw, content = Buffer.alloc(0) } = entry;
   return (
@@ -149,7 +159,10 @@ export function blocksOf(entry) {
   );
 }
 
-/** The entry that GNU tar puts before one whose name (`L`) or link (`K`) is too long for a header. */
+/**
+ * Returns the entry that GNU tar puts before one with a name (`L`) or link (`K`) that is too long
+ * for a header.
+ */
 export function longName(name, type = 'L') {
   return {
     name: '././@LongLink',
@@ -158,7 +171,7 @@ export function longName(name, type = 'L') {
   };
 }
 
-/** A tar of entries; any field of a header can be given. */
+/** Returns a tar of entries. A caller can set any field of a header. */
 export function tarOf(entries) {
   return Buffer.concat([...entries.map(blocksOf), Buffer.alloc(2 * BLOCK)]);
 }
@@ -167,16 +180,16 @@ export function tarOf(entries) {
 
 const isFile = ({ type = '0', raw }) => type === '0' && !raw;
 
-/** The line of an entry in `checksums.sha256`, with a name escaped as sha256sum does. */
+/** Returns the line of an entry in `checksums.sha256`, with the name escaped as sha256sum does. */
 function checksumLine({ name, content }) {
   const escaped = name.replaceAll('\\', '\\\\').replaceAll('\n', '\\n').replaceAll('\r', '\\r');
   return `${escaped === name ? '' : '\\'}${sha256(content).toString('hex')}  ${escaped}\n`;
 }
 
 /**
- * The entries of the tar of an archive, changed: `change` gets the manifest and the entries before it and changes both,
- * `text` makes another text of the manifest, `checksums` one of the checksums, which go with all that. What is wrong
- * afterwards is what was changed, and nothing else.
+ * Returns changed entries of the tar of an archive. `change` modifies the manifest and the entries
+ * before it. `text` then replaces the text of the manifest, and `checksums` the text of the
+ * checksums. The rest of the archive is made to agree with these changes.
  */
 export function changedEntries(
   tar,
@@ -191,14 +204,15 @@ export function changedEntries(
   return [...entries, { name: 'checksums.sha256', content: Buffer.from(checksums(lines)) }];
 }
 
-/** The tar of an archive with another manifest and the checksums that go with it. */
+/** Returns the tar of an archive with a changed manifest and matching checksums. */
 export function rewriteManifest(tar, change) {
   return tarOf(changedEntries(tar, { change }));
 }
 
 /**
- * Adds an entry and its record, for use in a `change`: a file of `content`, or with `target` a link, or a directory. What
- * the record says can differ from what the tar has: see `tar`.
+ * Adds an entry and its record; call it in a `change`. The entry is a file with `content`, a link
+ * to `target`, or a directory. `tar` overrides fields of the entry, so that it can differ from its
+ * record.
  */
 export function addEntry(
   manifest,
@@ -227,12 +241,12 @@ export function addEntry(
   if (type === undefined) manifest.checksums[entry] = digestOf(content);
 }
 
-/** A digest as manifests write it. */
+/** Returns a digest in the form of a manifest. */
 export function digestOf(content) {
   return `sha256:${sha256(content).toString('hex')}`;
 }
 
-/** The text of the manifest beside an archive, made of the one inside it and changed. */
+/** Returns the text of a sidecar, made from the manifest of the archive and `change`. */
 export function manifestBeside(archive, manifest, change = () => {}) {
   const beside = structuredClone(manifest);
   beside.stats.compressedSize = archive.length;

@@ -1,14 +1,15 @@
-// A process that has a database open and does what it is told: node host.mjs DATABASE
+// A process that has a database open and runs statements: node host.mjs DATABASE
 //
-// Reads lines of JSON, each a statement; answers each with a line of JSON: the rows, or `{"error": …}`. Ends at the end of standard
-// input. Says `ready` once the database is open and was read.
+// Each input line is a statement in JSON. Each answer is a line of JSON: the rows, or
+// `{"error": …}`. The process ends at the end of standard input. It prints `ready` once it has
+// opened and read the database.
 
 import { createInterface } from 'node:readline';
 
 import Database from 'better-sqlite3';
 
 const db = new Database(process.argv[2], { timeout: 30_000 });
-// What is committed stays in the WAL, as long as this process does not end it.
+// Keeps committed pages in the WAL until this process ends it.
 db.pragma('wal_autocheckpoint = 0');
 db.prepare('SELECT count(*) FROM sqlite_schema').get();
 console.log('ready');

@@ -1,4 +1,5 @@
-// A power loss, replayed: a file system in a file, whose bytes are taken while what was not synced is still in memory alone.
+// A simulated loss of power. The file system is an image file, which is copied while data that was
+// not synced is still only in memory.
 
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, constants, mkdirSync } from 'node:fs';
@@ -10,17 +11,20 @@ import { kgPath, run } from './processes.mjs';
 import { temporaryDirectory } from './project.mjs';
 import { isRoot } from './users.mjs';
 
-/** The calls before and after each of which the power may be lost. */
+/** The power can be lost before or after each of these calls. */
 const CALLS = 'fsync,fdatasync,rename,renameat,renameat2,linkat,unlink,unlinkat';
-/** Nothing is written back by itself while a test runs, and a rename does not wait for the data of its file. */
+/**
+ * These options prevent writeback during a test and make a rename not wait for the data of its
+ * file.
+ */
 const OPTIONS = 'loop,commit=300,noauto_da_alloc';
 
-/** Whether this process may mount a file system from a file. */
+/** Whether this process can mount an image file. */
 export const canMount =
   isRoot &&
   spawnSync('sh', ['-c', 'losetup -f && command -v mkfs.ext4'], { stdio: 'ignore' }).status === 0;
 
-/** A file system of its own. `root` is where it is mounted. */
+/** Makes a separate file system, mounted at `root`. */
 export function makeDisk(megabytes = 48) {
   const dir = temporaryDirectory();
   const [image, frozen, lost, root] = ['image', 'frozen', 'lost', 'mounted'].map((name) =>
@@ -36,15 +40,15 @@ export function makeDisk(megabytes = 48) {
   const copyTo = (from, to) => copyFileSync(from, to, constants.COPYFILE_FICLONE);
   return {
     root,
-    /** What is there now is where each run starts from. */
+    /** Makes the current state the starting point of each run. */
     freeze() {
       unmount();
       copyTo(image, frozen);
       mount(image);
     },
     /**
-     * Runs `kg` from there until its call number `k`, which it does not make, and loses the power. What had reached the disk by
-     * then is mounted. Returns false if the run came to its end before.
+     * Runs `kg` from the frozen state up to its call number `k`, which fails, and cuts the power.
+     * Mounts the data that had reached the disk. Returns false if the run ended before that call.
      */
     loseAt(k, args, cwd) {
       unmount();

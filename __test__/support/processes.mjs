@@ -1,4 +1,4 @@
-// Other processes: a writer, `kg`, tools of the system.
+// Other processes: a writer, a host, `kg` and tools of the system.
 
 import { execFile, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -13,7 +13,9 @@ const here = path.dirname(fileURLToPath(import.meta.url));
 export const repository = path.join(here, '..', '..');
 export const { kgPath } = createRequire(import.meta.url)('../../lib/platform.js');
 
-/** Starts support/writer.mjs and waits until it writes. `stop()` resolves to what it did. */
+/**
+ * Starts support/writer.mjs and waits for its first transaction. `stop()` resolves to its report.
+ */
 export async function startWriter(database) {
   const child = spawn(process.execPath, [path.join(here, 'writer.mjs'), database], {
     stdio: ['pipe', 'pipe', 'inherit'],
@@ -31,8 +33,8 @@ export async function startWriter(database) {
 }
 
 /**
- * Starts support/host.mjs and waits until it has the database open. `tell(sql)` resolves to its rows. With `through`, a command
- * line that ends by running what follows it.
+ * Starts support/host.mjs and waits until it has the database open. `tell(sql)` resolves to its
+ * rows. `through` is a command line that runs the host command appended to it.
  */
 export async function startHost(database, { through = [] } = {}) {
   const [command, ...args] = [...through, process.execPath, path.join(here, 'host.mjs'), database];
@@ -58,7 +60,7 @@ export async function startHost(database, { through = [] } = {}) {
   };
 }
 
-/** Runs a command and returns what it printed. */
+/** Runs a command and returns its output. */
 export function run(command, args, options = {}) {
   return execFileSync(command, args, {
     encoding: 'utf8',
@@ -67,7 +69,10 @@ export function run(command, args, options = {}) {
   });
 }
 
-/** Runs the native `kg`; resolves to its exit status and output, whatever the status is. */
+/**
+ * Runs the native `kg` and resolves to its exit status and output. A failing status does not
+ * reject.
+ */
 export function kg(args, options = {}) {
   return new Promise((resolve) => {
     const child = execFile(kgPath, args, options, (error, stdout, stderr) => {
@@ -77,7 +82,7 @@ export function kg(args, options = {}) {
   });
 }
 
-/** Resolves when `condition` returns something true; asks again after each tick of the clock. */
+/** Resolves once `condition` returns a true value. Tries again after each turn of the timer. */
 export async function until(condition, what = 'the condition', timeoutMs = 30_000) {
   const deadline = Date.now() + timeoutMs;
   for (;;) {

@@ -1,4 +1,4 @@
-// Makes projects as the host makes them: its schema, its triggers, its directories.
+// Makes projects like a host does, with its schema, triggers and directories.
 
 import { createHash } from 'node:crypto';
 import {
@@ -40,7 +40,7 @@ export const SCHEMA = `
     INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content);
   END;`;
 
-/** A temporary directory that goes with the test. */
+/** Makes a temporary directory that is deleted at the end of the test. */
 export function temporaryDirectory() {
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-test-'));
   onTestFinished(() => rmSync(dir, { recursive: true, force: true }));
@@ -52,7 +52,7 @@ const WORDS =
     ' ',
   );
 
-/** Text that differs from one `seed` to the next. */
+/** Returns a text that depends on `seed`. */
 export function text(seed, words = 60) {
   let state = seed + 1;
   return Array.from({ length: words }, () => {
@@ -61,7 +61,7 @@ export function text(seed, words = 60) {
   }).join(' ');
 }
 
-/** Fills a database with the host's schema and `nodes` rows. Closed again before this returns. */
+/** Fills a database with the schema of the host and `nodes` rows, then closes it. */
 export function fillDatabase(file, { nodes = 200, journalMode = 'wal' } = {}) {
   const db = new Database(file);
   db.pragma(`journal_mode = ${journalMode}`);
@@ -80,7 +80,7 @@ export function fillDatabase(file, { nodes = 200, journalMode = 'wal' } = {}) {
   db.close();
 }
 
-/** A project with a database, configuration, vectors and a plugin. */
+/** Makes a project with a database, configuration, vectors and a plugin. */
 export function makeProject({ nodes, journalMode } = {}) {
   const base = temporaryDirectory();
   const root = path.join(base, 'project');
@@ -103,7 +103,7 @@ export function makeProject({ nodes, journalMode } = {}) {
   };
 }
 
-/** What SQLite and FTS5 say of a database: 'ok', or what is wrong. */
+/** Returns 'ok' if SQLite and FTS5 find a database sound, or else their messages. */
 export function integrityOf(file) {
   const db = new Database(file);
   try {
@@ -127,7 +127,10 @@ export function withDatabase(file, work) {
   }
 }
 
-/** Every file below a directory with its content, to see that nothing changed; what backups remember aside. */
+/**
+ * Returns every file below a directory with a digest, to detect changes. Page hashes of backups are
+ * excluded.
+ */
 export function fingerprint(root) {
   const isKept = (entry) => entry.isFile() && !entry.parentPath.endsWith('/cache/backup-pages');
   const files = readdirSync(root, { recursive: true, withFileTypes: true }).filter(isKept);
@@ -141,8 +144,8 @@ export function fingerprint(root) {
 }
 
 /**
- * What a project holds, as one would compare it: databases by their rows, other files by their bytes, directories and links;
- * without what restores keep, unless `all` is asked for.
+ * Returns the content of a project in a comparable form: databases by rows, other files by bytes,
+ * and directories and links. Files of restores and caches are excluded unless `all` is set.
  */
 export function contents(root, { all = false } = {}) {
   const ours = /^\.kg\/(cache|restore-undo|restore-staging-|restore-journal|\.kg-partial-)/;

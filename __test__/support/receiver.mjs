@@ -1,4 +1,4 @@
-// A real HTTP server that hooks are sent to.
+// A real HTTP server that receives hooks.
 
 import { createServer } from 'node:http';
 import { createServer as createSecureServer } from 'node:https';
@@ -7,8 +7,8 @@ import { once } from 'node:events';
 import { onTestFinished } from 'vitest';
 
 /**
- * Answers with each status of `answers` in turn, and with the last one from then on; `hang` never answers. Resolves to its URL and to what
- * it got.
+ * Starts a server that answers with the statuses in `answers` in turn, then repeats the last one.
+ * `hang` never answers. Resolves to its URL and the received requests.
  */
 export async function startReceiver(answers = [200], { headers = {}, tls } = {}) {
   const got = [];
@@ -36,7 +36,7 @@ export async function startReceiver(answers = [200], { headers = {}, tls } = {})
   return { url, got, events: () => got.map(({ body }) => JSON.parse(body)) };
 }
 
-/** A URL at which nobody listens. */
+/** Returns a URL without a server. */
 export async function deadUrl() {
   const server = createServer();
   server.listen(0, '127.0.0.1');

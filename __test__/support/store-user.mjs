@@ -1,6 +1,7 @@
 // One of several processes that use a store: node store-user.mjs ROOT BACKUPS MILLISECONDS SEED
 //
-// Prints one line of JSON at its end: how often it did what. What must not happen ends it with a message.
+// Prints a line of JSON at its end with the number of each operation. A forbidden result ends it
+// with a message.
 
 import { execFile } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -23,7 +24,7 @@ function random(below) {
   return (state >>> 8) % below;
 }
 
-/** Another process may remove a backup at any time; that is all that may happen to one. */
+/** Another process may remove a backup at any time. No other failure is allowed. */
 async function unlessGone(work) {
   try {
     return await work();

@@ -1,5 +1,5 @@
-// Preloaded into `kg`: of its TORN_AT-th write, only the first half is made. TORN_THEN says what happens then: "kill", "short", or an error.
-// A byte in TORN_LOG says that it happened.
+// Preloaded into `kg`. The TORN_AT-th write makes only its first half. TORN_THEN selects the result:
+// "kill", "short", or an error. A byte in TORN_LOG records that it happened.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -34,7 +34,7 @@ static ssize_t after(ssize_t written) {
     return -1;
 }
 
-// A write of one byte has no half.
+// A write of one byte cannot be split.
 static size_t half(size_t length) { return length > 1 ? length / 2 : length; }
 
 ssize_t write(int fd, const void *bytes, size_t length) {

@@ -1,4 +1,4 @@
-// Records of a directory tree, and other users who look at it.
+// Records of a directory tree, and commands of other users who look at it.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -17,8 +17,8 @@ import path from 'node:path';
 import { kgPath, repository } from './processes.mjs';
 
 /**
- * Everything in `dir` as text, by path: inode, owner, mode, and of a file its size and hash, of a link its target. `ignore`
- * says which paths are left out, with all below them.
+ * Returns a text for each path in `dir`: inode, owner and mode, the size and hash of a file, the
+ * target of a link. `ignore` excludes a path and everything below it.
  */
 export function treeOf(dir, { ignore = () => false, contentOf = () => true } = {}) {
   const tree = {};
@@ -45,7 +45,7 @@ export function treeOf(dir, { ignore = () => false, contentOf = () => true } = {
   return tree;
 }
 
-/** What differs between two records, a line for each path. */
+/** Returns a line for each path that differs between two records. */
 export function changes(before, after) {
   const paths = [...new Set([...Object.keys(before), ...Object.keys(after)])].sort();
   return paths
@@ -58,7 +58,9 @@ export function giveTo(dir, [uid, gid]) {
   execFileSync('chown', ['-R', '-h', `${uid}:${gid}`, dir]);
 }
 
-/** The arguments of a command that a user runs; `without` names a capability that root lacks. */
+/**
+ * Returns the command line that runs a command as a user. `without` removes a capability from root.
+ */
 export function commandAs({ uid, gid, without }, command) {
   if (without)
     return ['setpriv', `--bounding-set=-${without}`, `--inh-caps=-${without}`, '--', ...command];
@@ -66,7 +68,7 @@ export function commandAs({ uid, gid, without }, command) {
   return ['setpriv', `--reuid=${uid}`, `--regid=${gid}`, '--clear-groups', '--', ...command];
 }
 
-/** Puts a copy of `kg` into `dir`, where other users can reach it, and returns its path. */
+/** Copies `kg` into `dir`, where other users can reach it, and returns its path. */
 export function reachableKg(dir) {
   chmodSync(dir, 0o755);
   const copy = path.join(dir, 'kg');
@@ -75,7 +77,7 @@ export function reachableKg(dir) {
   return copy;
 }
 
-/** A directory that belongs to a user alone. */
+/** Makes a directory that only one user can enter. */
 export function ownDirectory(dir, { uid, gid }) {
   mkdirSync(dir, { recursive: true, mode: 0o700 });
   chownSync(dir, uid, gid);
@@ -83,8 +85,9 @@ export function ownDirectory(dir, { uid, gid }) {
 }
 
 /**
- * The command with which a user works on the database `file`: the statements `sql`, and then `then`. The process becomes that user
- * when everything is loaded, because another user may not reach the directory of this repository.
+ * Returns a command that runs the statements `sql` on the database `file` as a user, and then
+ * `then`. The process changes its user after it has loaded its modules, because another user may
+ * not reach this repository.
  */
 export function hostCommand({ uid, gid }, file, sql, then = 'db.close()') {
   const script = `

@@ -9,7 +9,9 @@ import { makeProject } from './project.mjs';
 
 export const isRoot = process.getuid() === 0;
 
-/** A project whose directories the user `uid` may enter and owns, and `kg` where that user reaches it. */
+/**
+ * Makes a project whose directories belong to the user `uid`, and a `kg` that this user can reach.
+ */
 export function projectOf(uid, options) {
   const project = makeProject(options);
   const base = path.dirname(project.root);
@@ -34,7 +36,7 @@ export function projectOf(uid, options) {
     ...project,
     base,
     executable,
-    /** Runs `kg` as the owner of the project, or as root: status, stdout, stderr. */
+    /** Runs `kg` as the owner of the project or as root, and returns status, stdout and stderr. */
     asOwner: (...args) => as(uid, args, { TMPDIR: undefined }),
     asUser: (user, ...args) => as(user, args),
     asRoot: (...args) => run([executable, ...args]),
@@ -42,7 +44,7 @@ export function projectOf(uid, options) {
   };
 }
 
-/** Paths below `dir` (and itself) that do not belong to `uid`, relative to it. */
+/** Returns the paths in `dir`, itself included, that do not belong to `uid`, relative to it. */
 export function notOwnedBy(dir, uid) {
   const wrong = [];
   const look = (file) => {

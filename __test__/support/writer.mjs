@@ -1,7 +1,8 @@
-// A process that keeps writing: node writer.mjs DATABASE
+// A process that writes all the time: node writer.mjs DATABASE
 //
-// Each transaction adds a node, moves the counter that must agree with it, and updates another node. Says `ready` after
-// the first, and at the end of standard input one line of JSON: how many, and how long the longest took.
+// Each transaction adds a node, increments the counter that must match, and updates another node.
+// Prints `ready` after the first. At the end of standard input it prints one line of JSON: the
+// number of transactions and the longest duration.
 
 import Database from 'better-sqlite3';
 
