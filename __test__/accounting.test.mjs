@@ -1,4 +1,4 @@
-// What backups take, how old they are, and which of them a period has: told as a person would count it.
+// The size, age and period of backups, reported as a user would count them.
 
 import { readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -11,7 +11,7 @@ import { makeProject } from './support/project.mjs';
 
 const json = ({ stdout }) => JSON.parse(stdout);
 
-/** Makes a backup say that it is of another time. */
+/** Changes the date of a backup. */
 function date(backup, at) {
   const file = `${backup.path}.manifest.json`;
   writeFileSync(
@@ -23,10 +23,10 @@ function date(backup, at) {
   );
 }
 
-test('sizes include the sidecar in lists, status, metrics, the forecast, and what retention frees', async () => {
+test('sizes include the sidecar in lists, status, metrics, the forecast and the space that retention frees', async () => {
   const { root } = makeProject({ nodes: 10 });
   const diag = (...args) => kg(['diag', ...args], { cwd: root });
-  // Many small files: the sidecar is larger than the archive.
+  // With many small files, the sidecar is larger than the archive.
   for (let n = 0; n < 200; n += 1)
     writeFileSync(path.join(root, `.kg/plugins/glossary/file-${n}`), '');
   const manager = createBackupManager({ projectRoot: root });
@@ -63,7 +63,7 @@ test('sizes include the sidecar in lists, status, metrics, the forecast, and wha
   );
 });
 
-test('ages are said in a unit that fits', async () => {
+test('ages have a unit that fits their size', async () => {
   const { root } = makeProject({ nodes: 10 });
   const diag = (...args) => kg(['diag', ...args], { cwd: root });
   const backup = await createBackupManager({ projectRoot: root }).createBackup();
@@ -81,10 +81,10 @@ test('ages are said in a unit that fits', async () => {
   }
 });
 
-test('retention counts the days of `backup.timezone`, on the command line and in the API, and those of UTC without it', async () => {
+test('retention counts days in `backup.timezone`, by command and by API, and in UTC without it', async () => {
   const { root } = makeProject({ nodes: 10 });
   const manager = createBackupManager({ projectRoot: root, keep: { daily: 2 } });
-  // Newest first: in Berlin the second and third are of one day, in UTC the third and fourth.
+  // Newest first. The second and third are on one day in Berlin, the third and fourth in UTC.
   const times = [
     '2026-06-03T12:00:00Z',
     '2026-06-02T22:30:00Z',

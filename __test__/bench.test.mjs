@@ -1,4 +1,4 @@
-// The benchmark runs to its end and shows everyone. What it measures here means nothing.
+// The benchmark runs to its end and lists every contender. These figures are not representative.
 
 import { readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
@@ -25,7 +25,7 @@ function bench(data, ...options) {
   ]);
 }
 
-test('the benchmark has a row for each contender in each table, and figures in each cell that it can have', async () => {
+test('the benchmark has a row for each contender in each table, and figures in every applicable cell', async () => {
   const data = temporaryDirectory();
   const { stdout } = await bench(data, '--only', 'ours,pigz');
   const written = readFileSync(path.join(data, 'result.md'), 'utf8');

@@ -1,4 +1,4 @@
-// `kg` as an operator meets it: what it prints, what it exits with, and that it survives a closed pipe and Ctrl-C.
+// `kg` for an operator: its output, its exit status, a closed pipe and Ctrl-C.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -18,14 +18,14 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { kg, kgPath, repository, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
-/** A project, and `kg` run inside it. */
+/** Makes a project and a `kg` that runs inside it. */
 function setUp(options) {
   const project = makeProject(options);
   return { ...project, kg: (...args) => kg(args, { cwd: project.root }) };
 }
 
 describe('kg diag backup', () => {
-  test('makes a backup and tells where, what and how large', async () => {
+  test('makes a backup and prints its path, content and size', async () => {
     const { kg, root } = setUp();
     const { status, stdout, stderr } = await kg(
       'diag',
@@ -51,7 +51,7 @@ describe('kg diag backup', () => {
     expect(readdirSync(path.join(root, '.kg/backups'))).toContain('latest.tar.gz');
   });
 
-  test('--json prints what the API returns, --quiet nothing', async () => {
+  test('--json prints the result of the API, --quiet prints nothing', async () => {
     const { kg } = setUp();
     const made = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
     expect(made).toMatchObject({ type: 'full', contents: { database: true }, warnings: [] });
@@ -66,7 +66,7 @@ describe('kg diag backup', () => {
     expect(status).toMatchObject({ count: 2, latest: { id: listed[0].id } });
   });
 
-  test('--list and --status are for people too, with and without backups', async () => {
+  test('--list and --status print readable text, with and without backups', async () => {
     const { kg } = setUp();
     expect((await kg('diag', 'backup', '--list')).stdout).toMatch(/contains no backup/);
     expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/none yet/);
@@ -79,7 +79,7 @@ describe('kg diag backup', () => {
     );
   });
 
-  test('--include-vectors, --no-vectors, --no-plugins and --exclude choose what is saved', async () => {
+  test('--include-vectors, --no-vectors, --no-plugins and --exclude select the content', async () => {
     const { kg } = setUp();
     const contents = async (...args) =>
       JSON.parse((await kg('diag', 'backup', '--json', ...args)).stdout).contents;
@@ -97,7 +97,7 @@ describe('kg diag backup', () => {
     });
   });
 
-  test('--verify exits with 0 for a whole backup and 5 for a damaged one', async () => {
+  test('--verify exits with 0 for a sound backup and 5 for a damaged one', async () => {
     const { kg, root } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
     expect(await kg('diag', 'backup', '--verify', './backups/latest.tar.gz')).toMatchObject({
@@ -122,7 +122,7 @@ describe('kg diag backup', () => {
 });
 
 describe('kg diag restore', () => {
-  test('into an existing project works without more flags and says where the old files are', async () => {
+  test('restores into an existing project without more flags and names the place of the old files', async () => {
     const { kg, database } = setUp();
     await kg('diag', 'backup', '--output', './backups');
     run('sqlite3', [database, 'DELETE FROM nodes']);
@@ -135,7 +135,7 @@ describe('kg diag restore', () => {
     ).toBe('0\n');
   });
 
-  test('takes a path, latest, the name of the link, an id, and restores into another directory', async () => {
+  test('accepts a path, latest, the name of the link or an id, and restores into another directory', async () => {
     const { kg, root } = setUp();
     const { id, path: file } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
     for (const reference of [file, 'latest', 'latest.tar.gz', id]) {
@@ -150,7 +150,7 @@ describe('kg diag restore', () => {
     }
   });
 
-  test('--config-only and --db-only bring back just that, as after a full loss (Level 2 of the guide)', async () => {
+  test('--config-only and --db-only restore only that part, as after a full loss (Level 2 of the guide)', async () => {
     const { kg, root, database } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
     rmSync(path.join(root, '.kg'), { recursive: true });
@@ -165,7 +165,7 @@ describe('kg diag restore', () => {
     expect(run('sqlite3', [database, 'SELECT count(*) FROM nodes'])).toBe('200\n');
   });
 
-  test('--dry-run changes nothing and says what would happen', async () => {
+  test('--dry-run changes nothing and reports the planned changes', async () => {
     const { kg, root } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
     const { stdout, status } = await kg(
@@ -182,14 +182,14 @@ describe('kg diag restore', () => {
     expect(readdirSync(path.join(root, '.kg'))).not.toContain('restore-undo');
   });
 
-  test('asks on a terminal, and a no changes nothing', async () => {
+  test('asks on a terminal, and "no" changes nothing', async () => {
     const { kg, root } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
     const answer = (text, ...more) => {
       const command = [kgPath, 'diag', 'restore', '--file', 'backups/latest.tar.gz', ...more].join(
         ' ',
       );
-      // script gives the command a terminal of its own.
+      // `script` gives the command a terminal.
       return execFileSync('script', ['-qec', command, '/dev/null'], {
         cwd: root,
         input: text,
@@ -245,7 +245,7 @@ describe('exit status and errors', () => {
     return file;
   }
 
-  test('--json gives the error as an object', async () => {
+  test('--json prints the error as an object', async () => {
     const { kg } = setUp();
     const { stdout, status } = await kg('diag', 'restore', '--file', 'latest', '--json');
     expect(status).toBe(4);
@@ -314,7 +314,7 @@ test('a closed pipe neither panics nor harms the backup', async () => {
   });
 });
 
-test('Ctrl-C ends a backup cleanly with 130 and leaves nothing of it', async () => {
+test('Ctrl-C ends a backup with 130 and leaves no files', async () => {
   const { root, backups } = setUp({ nodes: 60_000 });
   const child = spawn(kgPath, ['diag', 'backup', '--output', backups, '--level', '9'], {
     cwd: root,

@@ -1,4 +1,4 @@
-// `kg config`, and what its settings do to backups of the command line and of the API.
+// `kg config`, and the effect of its settings on backups by command and by API.
 
 import {
   chmodSync,
@@ -30,7 +30,7 @@ function setUp() {
 }
 
 describe('kg config', () => {
-  test('the commands of the guide work as they are written', async () => {
+  test('the commands of the guide work as written', async () => {
     const { root, config, kg } = setUp();
     run(
       'sh',
@@ -59,7 +59,7 @@ describe('kg config', () => {
     });
   });
 
-  test('keeps what others wrote byte for byte, the mode of the file, and a link to it', async () => {
+  test('keeps other content byte for byte, the mode of the file, and a link to it', async () => {
     const { root, file, kg } = setUp();
     const written =
       '{\n\t"theme":   "dark",\n\t"limits": { "ratio": 1.50e3 },\n\t"backup": {\n\t\t"mine": "kept"\n\t}\n}';
@@ -77,7 +77,7 @@ describe('kg config', () => {
     expect(readFileSync(elsewhere, 'utf8')).toBe(written);
   });
 
-  test('unset takes a misspelt name out too, and nothing that is not there', async () => {
+  test('unset also removes a misspelt name, and refuses a missing one', async () => {
     const { file, kg } = setUp();
     writeFileSync(file, '{"backup":{"dri":"x","dir":"y"}}');
     expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({
@@ -91,7 +91,7 @@ describe('kg config', () => {
     });
   });
 
-  test('writes nothing through a link out of the project, or over one that leads nowhere', async () => {
+  test('writes nothing through a link out of the project, or over a link to nothing', async () => {
     const { root, file, kg } = setUp();
     const outside = path.join(root, '../outside.json');
     writeFileSync(outside, '{ "theme": "dark" }');
@@ -103,7 +103,7 @@ describe('kg config', () => {
       stderr: expect.stringMatching(/is a link to .*outside\.json.*\[KG_UNSAFE_FILE\]/),
     });
     expect(readFileSync(outside, 'utf8')).toBe('{ "theme": "dark" }');
-    // What is set there counts all the same.
+    // The settings behind the link still apply.
     expect((await kg('diag', 'health')).stdout).not.toContain('KG_ISSUE_CONFIG');
     rmSync(outside);
     expect((await kg('diag', 'health')).stdout).toMatch(
@@ -116,7 +116,7 @@ describe('kg config', () => {
     expect(readlinkSync(file)).toBe(outside);
   });
 
-  test('get, show and unset tell and take out what is set', async () => {
+  test('get, show and unset print and remove settings', async () => {
     const { kg } = setUp();
     expect(await kg('config', 'get', 'backup.schedule')).toMatchObject({ status: 1, stdout: '' });
     await kg('config', 'set', 'backup.schedule', '@daily');
@@ -139,7 +139,7 @@ describe('kg config', () => {
     expect((await kg('config', 'get', 'backup.schedule')).status).toBe(1);
   });
 
-  test('makes the file where there is none', async () => {
+  test('creates a missing file', async () => {
     const { file, kg } = setUp();
     rmSync(file);
     await kg('config', 'set', 'backup.keep.daily', '7');
@@ -148,7 +148,7 @@ describe('kg config', () => {
     );
   });
 
-  test('refuses what is no key or no value of it, and says what is allowed', async () => {
+  test('refuses unknown keys and invalid values, and names the valid ones', async () => {
     const { file, kg } = setUp();
     const before = readFileSync(file);
     const cases = [
@@ -164,7 +164,7 @@ describe('kg config', () => {
     expect(readFileSync(file)).toEqual(before);
   });
 
-  test('leaves a file alone that is no configuration', async () => {
+  test('does not change a file with an invalid configuration', async () => {
     for (const text of ['{ "theme": ', '[]', '{"backup": 7}']) {
       const { file, kg } = setUp();
       writeFileSync(file, text);
@@ -174,7 +174,7 @@ describe('kg config', () => {
     }
   });
 
-  test('loses nothing when many set different keys at once', async () => {
+  test('loses no setting when many processes set different keys at once', async () => {
     const { config, kg } = setUp();
     const periods = ['last', 'hourly', 'daily', 'weekly', 'monthly', 'yearly'];
     await Promise.all(
@@ -191,13 +191,13 @@ describe('kg config', () => {
   });
 });
 
-describe('the settings', () => {
+describe('settings', () => {
   const configure = async (kg, settings) => {
     for (const [key, value] of Object.entries(settings))
       expect((await kg('config', 'set', `backup.${key}`, value)).status).toBe(0);
   };
 
-  test('that cannot be used make no backups by themselves, which --status says', async () => {
+  test('that cannot be used make no scheduled backups, which --status reports', async () => {
     const { kg, file } = setUp();
     await kg('diag', 'backup');
     const health = async () =>
@@ -210,7 +210,7 @@ describe('the settings', () => {
     });
   });
 
-  test('count for kg and the API alike where nothing else is said', async () => {
+  test('are defaults for kg and the API alike', async () => {
     const { root, kg } = setUp();
     await configure(kg, {
       dir: 'saved',
@@ -233,7 +233,7 @@ describe('the settings', () => {
     expect((await kg('diag', 'restore', '--file', 'latest', '--dry-run')).status).toBe(0);
   });
 
-  test('come after the configuration of a manager and after arguments', async () => {
+  test('yield to the configuration of a manager and to arguments', async () => {
     const { root, kg, backups } = setUp();
     await configure(kg, {
       dir: 'saved',
@@ -256,7 +256,7 @@ describe('the settings', () => {
     expect(made.path).toMatch(/\/other\/kg-backup-.*\.tar\.gz$/);
   });
 
-  test('that cannot be used are warnings of each backup and change nothing', async () => {
+  test('that cannot be used cause a warning in each backup and have no effect', async () => {
     const { root, file, kg } = setUp();
     writeFileSync(
       file,

@@ -1,4 +1,5 @@
-// A copy of a project whose configuration names the database of the original: it looks at that no more than it writes to it.
+// A copy of a project whose configuration names the database of the original. Commands in the copy
+// neither read nor write that database.
 
 import {
   cpSync,
@@ -21,7 +22,7 @@ const configure = (root, config) =>
   writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: config } }));
 const archiveOf = ({ backups }) => path.join(backups, 'latest.tar.gz');
 
-/** A project with a backup, and something in its database since that a repair would remove. */
+/** Makes a project with a backup and a later change that a repair would remove. */
 async function production(place) {
   const project = makeProject();
   const database = place(project);
@@ -37,7 +38,7 @@ async function production(place) {
   return { ...project, database, copy: restored };
 }
 
-/** How a copy comes to name the database of its original. */
+/** Ways in which a copy can name the database of its original. */
 const COPIES = {
   'restored from a backup with an absolute path': async () => {
     const project = await production(({ root, database }) => (configure(root, database), database));
@@ -83,7 +84,7 @@ const COPIES = {
 
 describe('a copy', () => {
   for (const [how, arrange] of Object.entries(COPIES)) {
-    test(`${how} is not healthy, and nothing that is done in it changes the original`, async () => {
+    test(`${how} is not healthy, and no command in it changes the original`, async () => {
       const project = await arrange();
       const { root, copy } = project;
       const before = contents(root);
@@ -131,7 +132,7 @@ describe('a copy', () => {
     });
   }
 
-  test('is healthy once it names a database of its own', async () => {
+  test('is healthy once it names its own database', async () => {
     const { copy } = await COPIES['restored from a backup with an absolute path']();
     configure(copy, '.kg/knowledge.db');
     expect(await kg(['diag', 'health', '--check-db', '--project', copy])).toMatchObject({
@@ -141,7 +142,7 @@ describe('a copy', () => {
   });
 });
 
-test('a copy of hard links is not repaired, and a restore into it leaves the original as it is', async () => {
+test('a hard-linked copy is not repaired, and a restore into it does not change the original', async () => {
   const project = await production(({ database }) => database);
   const { root, copy } = project;
   run('cp', ['-al', root, copy]);
@@ -160,7 +161,7 @@ test('a copy of hard links is not repaired, and a restore into it leaves the ori
   expect(contents(root)).toEqual(before);
 });
 
-describe('a database outside of every project', () => {
+describe('a database outside every project', () => {
   const outside = () =>
     production(({ root, database }) => {
       const graph = path.join(temporaryDirectory(), 'graph.db');
@@ -173,7 +174,7 @@ describe('a database outside of every project', () => {
       db.prepare("SELECT count(*) FROM edges WHERE source_id = 'nobody'").pluck().get(),
     );
 
-  test('is checked with a warning, and repaired if it is named', async () => {
+  test('is checked with a warning, and repaired if the call names it', async () => {
     const { root, database, backups } = await outside();
     const { stdout } = await kg(['diag', 'integrity', '--project', root, '--json']);
     const [issue] = JSON.parse(stdout).issues.filter(
@@ -202,7 +203,7 @@ describe('a database outside of every project', () => {
     expect(orphans(database)).toBe(0);
   });
 
-  test('is written by a restore of the project, and not by a second one into a copy of it', async () => {
+  test('is written by a restore of its project, but not by a later one into a copy of that project', async () => {
     const project = await outside();
     const { root, database, copy, backups } = project;
     expect(

@@ -1,5 +1,6 @@
-// Any changed, missing or added byte is caught, with the neighbours of an archive and without them, and a restore of a
-// damaged archive leaves the target as it was. tests/integration/damage.rs changes every single byte of a small archive.
+// Any changed, missing or added byte is detected, with the sidecar of an archive and without it. A
+// restore of a damaged archive does not change the target. tests/integration/damage.rs changes
+// every single byte of a small archive.
 
 import {
   appendFileSync,
@@ -52,8 +53,8 @@ async function expectCaught(manager, project, archive, what) {
 
 for (const compression of [true, false]) {
   for (const alone of [true, false]) {
-    describe(`a ${compression ? 'compressed' : 'plain'} archive ${alone ? 'alone' : 'with its manifest beside it'}`, () => {
-      test('shows a changed bit anywhere', async () => {
+    describe(`a ${compression ? 'compressed' : 'plain'} archive ${alone ? 'alone' : 'with its sidecar'}`, () => {
+      test('fails the check after a change of any bit', async () => {
         await damaged(compression, alone, async (archive, whole, manager, project) => {
           for (let n = 0; n < PLACES; n += 1) {
             const at =
@@ -71,7 +72,7 @@ for (const compression of [true, false]) {
         });
       });
 
-      test('shows that it was cut', async () => {
+      test('fails the check after it was truncated', async () => {
         await damaged(compression, alone, async (archive, whole, manager, project) => {
           for (const length of [
             0,
@@ -91,7 +92,7 @@ for (const compression of [true, false]) {
         });
       });
 
-      test('shows that something was added', async () => {
+      test('fails the check after bytes were added', async () => {
         await damaged(compression, alone, async (archive, whole, manager, project) => {
           for (const added of [Buffer.from([0]), Buffer.alloc(512), Buffer.alloc(10240), whole]) {
             writeFileSync(archive, whole);
@@ -104,7 +105,7 @@ for (const compression of [true, false]) {
   }
 }
 
-test('the report says what is wrong, what it affects and what to do', async () => {
+test('the report names the problem, its effect and the next step', async () => {
   await damaged(true, true, async (archive, whole, manager) => {
     const changed = Buffer.from(whole);
     changed[Math.floor(whole.length / 2)] ^= 255;
@@ -120,7 +121,7 @@ test('the report says what is wrong, what it affects and what to do', async () =
   });
 });
 
-test('a manifest beside an archive that is not its own is a problem, without it the archive is whole', async () => {
+test('a sidecar of another archive is a problem, and without it the archive is sound', async () => {
   await damaged(true, false, async (archive, whole, manager) => {
     const beside = `${archive}.manifest.json`;
     for (const text of [
@@ -138,7 +139,7 @@ test('a manifest beside an archive that is not its own is a problem, without it 
   });
 });
 
-test('what is no archive at all is refused', async () => {
+test('a file that is not an archive is refused', async () => {
   const { root, backups } = makeProject();
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   const file = path.join(temporaryDirectory(), 'kg-backup-20240115-020000.tar.gz');

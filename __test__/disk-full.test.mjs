@@ -1,4 +1,5 @@
-// A disk that runs full: a clear error, nothing lost, the space given back. The small disk is a tmpfs in a namespace of its own.
+// A full disk causes a clear error, loses no backup and leaves its free space as before. The small
+// disk is a tmpfs in a separate mount namespace.
 
 import { expect, test } from 'vitest';
 
@@ -20,7 +21,7 @@ function onSmallDisk(root, script) {
     .split('\n');
 }
 
-test('a backup that does not fit leaves the earlier ones and gives its space back', () => {
+test('a backup that does not fit leaves the earlier ones and frees its space', () => {
   const { root } = makeProject({ nodes: 3000 });
   const said = onSmallDisk(
     root,

@@ -1,4 +1,5 @@
-// The documents say what is so: their commands run, their codes are those of the source, their links lead somewhere.
+// The docs match the code: their commands run, their codes exist in the source, and their links
+// have targets.
 
 import { existsSync, readFileSync, readdirSync, symlinkSync } from 'node:fs';
 import path from 'node:path';
@@ -17,7 +18,7 @@ const own = [
 for (const file of own) {
   const blocks = [...read(file).matchAll(/^```bash\n([^]*?)^```$/gm)].map(([, block]) => block);
   if (blocks.length === 0) continue;
-  test(`the commands of ${file} run as they are written`, () => {
+  test(`the commands of ${file} run as written`, () => {
     const bin = temporaryDirectory();
     symlinkSync(kgPath, path.join(bin, 'kg'));
     for (const block of blocks) {
@@ -35,9 +36,9 @@ describe('the commands between the blocks of docs/guide/recovery.md run', () => 
   const commands = new Set(
     [...outside.matchAll(/`((?:kg|sqlite3) [^`]+)`/g)].map(([, command]) => command),
   );
-  test('there are some', () => expect(commands.size).toBeGreaterThan(8));
+  test('some commands exist', () => expect(commands.size).toBeGreaterThan(8));
   test.each([...commands])('%s', async (command) => {
-    // A project that has been backed up, restored and repaired.
+    // Makes a project that was backed up, restored and repaired.
     const { root, database } = makeProject();
     const kg = (...args) => run(kgPath, args, { cwd: root });
     kg('diag', 'backup');
@@ -56,7 +57,7 @@ describe('the commands between the blocks of docs/guide/recovery.md run', () => 
   });
 });
 
-test('links between documents lead somewhere', () => {
+test('links between docs have targets', () => {
   for (const file of own) {
     for (const [, target] of read(file).matchAll(/\]\((?!https?:)([^)#]+)/g)) {
       expect(
@@ -67,7 +68,7 @@ test('links between documents lead somewhere', () => {
   }
 });
 
-test('docs/reference/errors.md and index.d.ts list every code of the source, and only those', () => {
+test('docs/reference/errors.md and index.d.ts list every code of the source, and no others', () => {
   const loader = read('lib/platform.js').replaceAll("'", '"');
   const sources =
     read('src/error.rs') + read('src/archive/report.rs') + read('src/integrity/issue.rs') + loader;
@@ -85,7 +86,7 @@ test('docs/reference/errors.md and index.d.ts list every code of the source, and
   const unions = [...read('index.d.ts').matchAll(/\| '(KG_[A-Z_]+)'/g)]
     .map(([, code]) => code)
     .join(' ');
-  // An aborted call rejects with an AbortError instead.
+  // An aborted call rejects with an AbortError, so its code is not listed.
   expect(codes(unions)).toEqual(inSource.filter((code) => code !== 'KG_ABORTED'));
 });
 
@@ -99,7 +100,7 @@ test('docs/reference/errors.md gives the exit status of the source', () => {
   expect(documented).toEqual(inSource);
 });
 
-test('the packages of all platforms are of the release of the main one', () => {
+test('the packages of all platforms have the release number of the main one', () => {
   const { version } = JSON.parse(read('package.json'));
   for (const platform of readdirSync(path.join(repository, 'npm'))) {
     expect(JSON.parse(read(`npm/${platform}/package.json`)).version, platform).toBe(version);

@@ -1,5 +1,5 @@
-// A drill unpacks a backup, decrypted, into a directory of its own, and leaves nothing of it: whatever modes the directories of the
-// backup have.
+// A drill unpacks a backup, decrypted, into a private directory and removes it, whatever modes the
+// directories of the backup have.
 
 import { chmodSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -13,7 +13,10 @@ import { giveTo, ownDirectory, reachableKg, runAs } from './support/tree.mjs';
 const isRoot = process.getuid() === 0;
 const USER = { uid: 65534, gid: 65534 };
 
-/** A project of another user, a backup of it, and a directory for temporary files. A plugin has directories of these modes. */
+/**
+ * Makes a project of another user, a backup of it and a temporary directory. A plugin has
+ * directories with these modes.
+ */
 function makeBackup(modes) {
   const base = temporaryDirectory();
   const root = path.join(base, 'project');
@@ -28,7 +31,7 @@ function makeBackup(modes) {
     for (const locked of [path.join(dir, 'inner'), dir]) chmodSync(locked, mode);
   }
   const kg = reachableKg(base);
-  // Root reads directories that their owner cannot enter, so it makes the backup.
+  // Root makes the backup, because root can read directories that their owner cannot enter.
   const store = path.join(base, 'store');
   const made = runAs({ uid: 0 }, [kg, 'diag', 'backup', '--project', root, '--output', store]);
   expect(made.status, made.stderr).toBe(0);
@@ -43,7 +46,7 @@ function makeBackup(modes) {
 }
 
 test.skipIf(!isRoot)(
-  'nothing is left if directories of the backup may not be written or entered',
+  'no files are left if directories of the backup may not be written or entered',
   () => {
     const { temporary, drill, env } = makeBackup([0o555, 0o500, 0o000, 0o111, 0o444]);
     const done = runAs(USER, drill, { env });
@@ -52,7 +55,7 @@ test.skipIf(!isRoot)(
   },
 );
 
-test.skipIf(!isRoot)('what a killed drill left is removed by the next one', async () => {
+test.skipIf(!isRoot)('leftovers of a killed drill are removed by the next one', async () => {
   const { temporary, drill, env } = makeBackup([0o555]);
   const left = ownDirectory(path.join(temporary, '.kg-drill-killed'), USER);
   mkdirSync(path.join(left, 'project/locked'), { recursive: true });
@@ -69,7 +72,7 @@ test.skipIf(!isRoot)('what a killed drill left is removed by the next one', asyn
 
 test.skipIf(!isRoot)('a directory that cannot be removed is an error that names it', () => {
   const { temporary, drill, env } = makeBackup([0o755]);
-  // What was made in an append-only directory stays there.
+  // Entries of an append-only directory cannot be removed.
   run('chattr', ['+a', temporary]);
   onTestFinished(() => run('chattr', ['-a', temporary]));
   const done = runAs(USER, drill, { env });

@@ -1,8 +1,10 @@
-// A system call fails in each command, or the command is killed at it. Earlier backups stay. A command that reports a failure has changed
-// nothing, the project is in its old state or the new one, nothing panics, and the next run works.
+// A system call fails in each command, or the command is killed at it. Earlier backups must stay. A
+// command that reports a failure has changed nothing. The project is in its old or its new state,
+// no command panics, and the next run works.
 //
-// It is the k-th call of a thread, of every kind of call and error; of writes that are torn, the k-th of the process. `npm run test:long`
-// tries each k; otherwise a few are drawn, from the same numbers every time.
+// Every kind of call fails with every error at the k-th call of a thread. Torn writes count the
+// writes of the process. `npm run test:long` tries each k; other runs draw a few, with the same
+// numbers each time.
 
 import { execFileSync } from 'node:child_process';
 import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
@@ -17,7 +19,7 @@ import { kgPath, run } from './support/processes.mjs';
 import { integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const ALL = Boolean(process.env.KG_TEST_LONG);
-/** How many k are drawn for each call and error. */
+/** The number of values of k that are drawn for each call and error. */
 const DRAWN = Number(process.env.KG_TEST_FAULTS ?? 1);
 const LONGEST = ALL ? { timeout: 3 * 60 * 60_000 } : {};
 
@@ -38,7 +40,7 @@ const CALLS = [
   ['clone3', ['EAGAIN']],
   ['copy_file_range', ['EIO', 'ENOSPC']],
 ];
-/** At which of them a run is killed: those that change something. */
+/** A run is killed at these calls, because they change something. */
 const KILLED = [
   'openat',
   'write',
@@ -52,7 +54,10 @@ const KILLED = [
 ];
 const WRITES = ['write', 'pwrite64', 'writev'];
 
-/** What happens to a run, and how often at most: `meet` lets it happen the `k`th time. */
+/**
+ * Returns the possible faults of a run and the largest k of each. `meet` injects the fault at the
+ * `k`th call.
+ */
 function faults(args, root) {
   const { most, total } = callsOf(args, root);
   const of = (counts, calls) => Math.max(0, ...calls.split(',').map((name) => counts[name] ?? 0));
@@ -83,7 +88,7 @@ function faults(args, root) {
 const kg = (root, ...args) => run(kgPath, ['diag', ...args], { cwd: root });
 const json = (root, ...args) => JSON.parse(kg(root, ...args, '--json'));
 
-/** What the graph and the configuration of a project hold; fails if the database is damaged. */
+/** Returns the titles in the graph and the theme of a project. Fails if the database is damaged. */
 function stateOf(root) {
   const database = path.join(root, '.kg/knowledge.db');
   expect(integrityOf(database)).toBe('ok');
@@ -93,7 +98,10 @@ function stateOf(root) {
   return `${titles} ${JSON.parse(readFileSync(path.join(root, '.kg/config.json'), 'utf8')).theme}`;
 }
 
-/** A project with a chain of two backups, the second of which is pinned, and a newer full one; `newer` is in no backup. */
+/**
+ * Makes a project with a chain of two backups, the second pinned, and a newer full one. No backup
+ * contains `newer`.
+ */
 function setUp(before) {
   const { root, database } = makeProject({ nodes: 40 });
   const set = (value) => {
@@ -111,7 +119,7 @@ function setUp(before) {
   if (before) kg(root, ...before);
   const kept = `${root}-kept`;
   execFileSync('cp', ['-a', root, kept]);
-  /** As it was, at its own place: a project is known by that. */
+  /** Restores the original state in the same place, because kg knows a project by its path. */
   const renew = () => {
     rmSync(root, { recursive: true, force: true });
     execFileSync('cp', ['-a', kept, root]);
@@ -119,7 +127,9 @@ function setUp(before) {
   return { root, backups: [first, second, third].map(({ id }) => id), renew };
 }
 
-/** The commands, what they may take away, and the states that a project may be in afterwards. */
+/**
+ * The commands, the backups that they may remove, and the allowed states of the project afterwards.
+ */
 const COMMANDS = {
   'a backup': { args: () => ['backup', '--json'], makes: true },
   'an incremental backup': {
@@ -147,7 +157,7 @@ const COMMANDS = {
   'a check': { args: () => ['integrity'] },
 };
 
-/** A linear congruential generator: the same draws in each run. */
+/** Returns a linear congruential generator, which draws the same numbers in each run. */
 function draws() {
   let state = 20_261_129;
   return (below) => {
@@ -169,7 +179,7 @@ describe('while a system call fails', () => {
       const met = { errors: 0, kills: 0, 'torn writes': 0, 'failures of the command': 0 };
       const wrong = [];
 
-      /** Meets one fault, and looks at what came of it. */
+      /** Injects one fault and checks the result. */
       function meets({ kind, meet }, k) {
         renew();
         const scratch = temporaryDirectory();
@@ -177,13 +187,14 @@ describe('while a system call fails', () => {
           cwd: root,
           env: { ...process.env, TMPDIR: scratch },
         });
-        // A run is not to the call as the one before.
+        // The number of calls varies, so this run did not reach the k-th call.
         if (injected === 0) return;
         met[kind] += 1;
         if (status !== 0 && !isKilled) met['failures of the command'] += 1;
         expect(status === null).toBe(isKilled);
         expect(stderr).not.toMatch(/panicked|KG_INTERNAL/);
-        // What could not be read once is not said to be damaged. A thread that reads it again may fail at its k-th read too.
+        // One failed read is not damage. A thread that reads again may also fail at its own k-th
+        // read.
         if (injected === 1)
           expect(stdout + stderr).not.toMatch(
             /DAMAGED|KG_CHECKSUM_MISMATCH|KG_NOT_A_BACKUP|KG_CHAIN_BROKEN/,
@@ -195,9 +206,11 @@ describe('while a system call fails', () => {
         ).toEqual([]);
         for (const id of left) kg(root, 'backup', '--verify', id);
         const added = left.filter((id) => !backups.includes(id));
-        // One that was said to have failed is none; one that is said to be there is.
+        // A backup must exist if the command reported it, and must not exist if the command
+        // reported a failure.
         const isThere = makes && (status === 0 || status === 6);
-        // A run that is killed has said nothing, and that the result could not be told is an error too.
+        // A killed run reports no result. A failure to write the result is also an error, although
+        // the backup exists.
         const isUntold = makes && (isKilled || /standard output/.test(stderr));
         if (!isUntold)
           expect([status, stderr, added]).toEqual([
@@ -228,7 +241,7 @@ describe('while a system call fails', () => {
           } catch (error) {
             wrong.push(`${fault.what}, the ${k}th time: ${error.message}`);
           }
-          // The runner hears of this process in between.
+          // The test runner needs a turn of the event loop to hear of this process.
           await setImmediate();
         }
       }
@@ -243,7 +256,7 @@ describe('while a system call fails', () => {
     ['a restore', [], 'latest'],
     ['an undo', ['restore', '--file', 'latest', '--yes'], undefined],
   ])(
-    'that reads the live database once, in %s, it is not said to be damaged',
+    'one failed read of the live database in %s is not reported as damage',
     (_, before, backup) => {
       const { root, renew } = setUp(before.length > 0 && before);
       const only = path.join(root, '.kg/knowledge.db');

@@ -1,4 +1,5 @@
-// What a file system, or the way that it is mounted, cannot do: system calls that fail as they do there, and real mounts.
+// Operations that a file system or mount does not support, with failing system calls and real
+// mounts.
 
 import { spawnSync } from 'node:child_process';
 import {
@@ -24,7 +25,7 @@ const refusals = (warnings) => warnings.filter(({ message }) => /refuses to sync
 
 describe('a file system that cannot sync directories', () => {
   test.each(['EINVAL', 'ENOSYS', 'EOPNOTSUPP'])(
-    '%s is one warning of a backup and of what is done with it',
+    '%s causes one warning per command, in a backup and in later commands',
     (error) => {
       const { root, backups } = makeProject({ nodes: 20 });
       mkdirSync(backups);
@@ -36,7 +37,8 @@ describe('a file system that cannot sync directories', () => {
           { cwd: root },
         );
         expect(status).toBe(0);
-        // Once: in the result, or, if that has no place for it, on standard error.
+        // The warning must appear once: in the result, or on standard error if the result has no
+        // place for it.
         const told = [
           ...stdout.matchAll(/refuses to sync/g),
           ...stderr.matchAll(/refuses to sync/g),
@@ -68,7 +70,7 @@ describe('a file system that cannot sync directories', () => {
     },
   );
 
-  test('a restore names directories that are there after it', () => {
+  test('a restore names the directories that it created', () => {
     const { root } = makeProject({ nodes: 5 });
     run(kgPath, ['diag', 'backup'], { cwd: root });
     let named = 0;
@@ -92,7 +94,7 @@ describe('a file system that cannot sync directories', () => {
     expect(named).toBeGreaterThan(5);
   });
 
-  test('SQLite changes no live database there, and the message names the refusal and a way', () => {
+  test('SQLite changes no live database there, and the message names the refusal and a solution', () => {
     const { root } = makeProject({ nodes: 20 });
     run(kgPath, ['diag', 'backup'], { cwd: root });
     const before = contents(root);
@@ -112,7 +114,7 @@ describe('a file system that cannot sync directories', () => {
     );
   });
 
-  test('EIO stays an error, and the backup is not listed', () => {
+  test('EIO remains an error, and the backup is not listed', () => {
     const { root, backups } = makeProject({ nodes: 20 });
     mkdirSync(backups);
     const failed = failing('fsync', 'EIO', ['diag', 'backup', '--output', backups], {
@@ -130,7 +132,7 @@ describe('a file system that cannot sync directories', () => {
   });
 });
 
-test('where names cannot be linked, or permissions and times not be set, a restore says so and is whole', () => {
+test('where links, modes or times cannot be set, a restore warns and is complete', () => {
   const { root } = makeProject({ nodes: 20 });
   expect(run(kgPath, ['diag', 'backup'], { cwd: root })).toContain('Backup created');
   for (const [call, error] of [
@@ -173,8 +175,11 @@ test('a file system without locks is named', () => {
   }
 });
 
-describe.skipIf(!isRoot)('single files that were mounted, as containers mount them', () => {
-  /** Runs a script in a mount namespace of its own, where `file` is mounted over itself from another file system. */
+describe.skipIf(!isRoot)('single files that are mounted, as in containers', () => {
+  /**
+   * Runs a script in a new mount namespace, where `file` is mounted over itself from another file
+   * system.
+   */
   const inContainer = (root, file, script) =>
     spawnSync(
       'unshare',
@@ -208,7 +213,7 @@ describe.skipIf(!isRoot)('single files that were mounted, as containers mount th
     expect(before.length).toBeGreaterThan(0);
   });
 
-  test('a database that was mounted alone gets the content of the backup through SQLite', () => {
+  test('a database that is mounted alone receives the content of the backup through SQLite', () => {
     const { root, database } = makeProject({ nodes: 20, journalMode: 'delete' });
     expect(run(kgPath, ['diag', 'backup'], { cwd: root })).toContain('Backup created');
     withDatabase(database, (db) =>
@@ -229,7 +234,7 @@ describe.skipIf(!isRoot)('single files that were mounted, as containers mount th
   });
 });
 
-test('a file with long runs of zeros takes as little room restored as it did before', () => {
+test('a restored file with long runs of zeros takes as little space as before', () => {
   const { root } = makeProject({ nodes: 20 });
   const file = path.join(root, '.kg/vectors/index.bin');
   writeFileSync(file, 'start');
@@ -266,7 +271,7 @@ test('a store on a file system without links works, with a warning instead of th
   expect(readdirSync(backups).filter((name) => name.endsWith('.tar.gz'))).toHaveLength(1);
 });
 
-test('where blocks cannot be shared or copied by the kernel, they are copied', () => {
+test('if the kernel cannot share or copy blocks, kg copies them', () => {
   const { root, backups } = makeProject({ nodes: 20 });
   for (const error of ['EXDEV', 'EOPNOTSUPP', 'EINVAL', 'ENOSYS', 'EPERM']) {
     expect(
@@ -278,7 +283,7 @@ test('where blocks cannot be shared or copied by the kernel, they are copied', (
 });
 
 test.skipIf(!isRoot)(
-  'settings that were mounted alone are not changed, and the message says why',
+  'settings that are mounted alone are not changed, and the message explains why',
   () => {
     const { root } = makeProject({ nodes: 20 });
     const { status, stderr } = spawnSync(

@@ -1,4 +1,4 @@
-// The guide's TypeScript blocks compile as they are written, under `strict` and NodeNext.
+// The TypeScript blocks of the guide compile as written, under `strict` and NodeNext.
 
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -8,7 +8,7 @@ import { expect, onTestFinished, test } from 'vitest';
 
 import { repository } from './support/processes.mjs';
 
-/** What the guide takes from the text around a block. */
+/** Declarations that the text around a block provides. */
 const SURROUNDINGS = `
   import type { Backup as _Backup, BackupManager as _Manager, createBackupManager as _create } from '@weavelogic/knowledge-graph-agent';
   declare global {
@@ -33,7 +33,7 @@ function blocks() {
 }
 
 function complaints(code) {
-  // Inside the repository, so that the package finds itself by its own name.
+  // The directory is inside the repository so that the package can import itself by name.
   const dir = mkdtempSync(path.join(repository, '__test__/.guide-'));
   onTestFinished(() => rmSync(dir, { recursive: true, force: true }));
   mkdirSync(dir, { recursive: true });

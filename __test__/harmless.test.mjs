@@ -1,5 +1,5 @@
-// The rule that everything bends to (docs/internals/architecture.md): a host that has the database open keeps its locks, its WAL and
-// its commits through every call.
+// The most important rule (docs/internals/architecture.md): a host with an open database keeps its
+// locks, WAL and commits through every call.
 
 import {
   closeSync,
@@ -24,7 +24,10 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
-/** The locks that this process holds on the database and what lies beside it, as the kernel lists them. */
+/**
+ * Returns the locks of this process on the database and its companions, from the list of the
+ * kernel.
+ */
 function locks(database) {
   const inodes = ['', '-wal', '-shm']
     .map((suffix) => database + suffix)
@@ -41,7 +44,7 @@ function locks(database) {
     .sort();
 }
 
-/** Whether another process can take the write lock. */
+/** Checks whether another process can take the write lock. */
 function othersCanWrite(database) {
   try {
     run('sqlite3', ['-cmd', '.timeout 0', database, 'BEGIN IMMEDIATE; ROLLBACK;']);
@@ -61,9 +64,9 @@ function hold(database) {
 
 describe('while this process has the database open and holds its write lock', () => {
   for (const journalMode of ['wal', 'delete']) {
-    test(`every call leaves its locks as they are, in ${journalMode} mode`, async () => {
+    test(`every call keeps its locks, in ${journalMode} mode`, async () => {
       const { root, database, backups } = makeProject({ journalMode });
-      // Something that a repair would change.
+      // Adds an edge that a repair would remove.
       run('sqlite3', [database, "INSERT INTO edges (source_id, target_id) VALUES ('n1', 'lost')"]);
       const manager = createBackupManager({
         projectRoot: root,
@@ -122,7 +125,7 @@ describe('while this process has the database open and holds its write lock', ()
           const refused = await manager
             .createBackup({ type: 'snapshot' })
             .catch((error) => error.code);
-          // What says where and whether encrypted needs no settings.
+          // A call that names the directory and the encryption policy needs no settings.
           const explicit = createBackupManager({
             projectRoot: root,
             backupDir: backups,
@@ -162,7 +165,7 @@ describe('while this process has the database open and holds its write lock', ()
     });
   }
 
-  test('opening and closing the file in this process takes the locks away: this test can tell', () => {
+  test('opening and closing the file in this process removes the locks, so these tests can detect it', () => {
     const { database } = makeProject({ journalMode: 'delete' });
     const db = hold(database);
     const before = locks(database);
@@ -200,15 +203,15 @@ test('a repair that would replace a damaged database is refused while this proce
   expect(statSync(files[1]).size).toBe(wal);
   expect(db.prepare('SELECT value FROM metadata').pluck().get()).toBe('yes');
   expect(existsSync(path.join(root, '.kg/restore-undo'))).toBe(false);
-  // Compared last: reading the file here takes the locks away.
+  // This comparison is last because reading the file here removes the locks.
   expect(readFileSync(database).equals(bytes)).toBe(true);
 });
 
-test('a WAL that nobody has checkpointed is still there after a backup', async () => {
+test('a WAL without a checkpoint is still there after a backup', async () => {
   const { database, backups } = makeProject();
   const db = new Database(database);
   db.exec("INSERT INTO metadata VALUES ('in', 'the WAL')");
-  // As after a crash: the WAL holds the commit, and no process has the database open.
+  // Simulates a crash: the WAL holds the commit, and no process has the database open.
   const crashed = makeProject();
   for (const suffix of ['', '-wal']) run('cp', [database + suffix, crashed.database + suffix]);
   db.close();

@@ -1,4 +1,4 @@
-// `kg diag health`: what it says of backups, of the service, and of who may write where.
+// `kg diag health`: its report on backups, the service, and the users who may write.
 
 import { chmodSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -24,7 +24,7 @@ function setUp(backup) {
   return { root, database, health, kg: (...args) => kg(args, { cwd: root }) };
 }
 
-test('health, drill and the backup before a repair use the directory of the settings', async () => {
+test('health, drill and the safety backup of a repair use the configured directory', async () => {
   const { root, health, kg, database } = setUp({ dir: '../elsewhere' });
   const dir = path.join(root, '../elsewhere');
   const { id } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
@@ -39,13 +39,13 @@ test('health, drill and the backup before a repair use the directory of the sett
   withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
   const { repair } = JSON.parse((await kg('diag', 'repair', '--auto', '--json')).stdout);
   expect(path.dirname(repair.safetyBackup.path)).toBe(dir);
-  // What is named goes first.
+  // A directory in the arguments overrides the settings.
   expect(await health('--backup-dir', 'none')).toMatchObject({
     backups: { backupDir: path.join(root, 'none'), count: 0 },
   });
 });
 
-test('a name with a dot is told as one, with the objects that are meant', async () => {
+test('a name with a dot is reported as one name, with the closest objects', async () => {
   const { root, health } = setUp();
   const cases = [
     [
@@ -69,13 +69,13 @@ test('a name with a dot is told as one, with the objects that are meant', async 
 });
 
 test.skipIf(!isRoot)(
-  'a configuration that cannot be read is not called one that is not JSON (needs root)',
+  'a configuration that cannot be read is not reported as invalid JSON (needs root)',
   () => {
     const { root, asOwner } = projectOf(1001);
     for (const name of ['config.json', 'agents.json']) {
       const file = path.join(root, '.kg', name);
       rmSync(file, { force: true });
-      // It is root's.
+      // The file belongs to root.
       writeFileSync(file, '{}', { mode: 0o600 });
       const { stdout } = asOwner('diag', 'health');
       expect(stdout).toContain(`.kg/${name} cannot be read: Permission denied`);
@@ -85,7 +85,7 @@ test.skipIf(!isRoot)(
   },
 );
 
-test('a failed run is told until there is a good backup', async () => {
+test('a failed run is reported until there is a good backup', async () => {
   const { root, health, kg } = setUp({ dir: './backups' });
   writeFileSync(path.join(root, 'backups'), 'in the way');
   expect((await kg('diag', 'backup')).status).not.toBe(0);
@@ -107,7 +107,7 @@ test('a failed run is told until there is a good backup', async () => {
   expect((await health()).codes).not.toContain('KG_ISSUE_BACKUP_FAILED');
 });
 
-test('a schedule that no service keeps is a warning, and none where it is not enabled', async () => {
+test('a schedule without a service is a warning, but not if it is disabled', async () => {
   const { root, health, kg: run } = setUp({ enabled: true, schedule: '0 2 * * *' });
   onTestFinished(() => kg(['serve', '--stop'], { cwd: root }));
   await run('diag', 'backup');
@@ -134,7 +134,7 @@ test('a schedule that no service keeps is a warning, and none where it is not en
   expect(disabled.codes).not.toContain('KG_ISSUE_SERVICE_STOPPED');
 });
 
-test('a directory of backups that everyone may write to is a warning, unless only owners may remove there', async () => {
+test('a backup directory that every user can write is a warning, unless only owners can remove files', async () => {
   const { root, health, kg } = setUp({ dir: './backups' });
   await kg('diag', 'backup');
   const dir = path.join(root, 'backups');

@@ -530,7 +530,7 @@ describe.runIf(isRoot)(
         try { names = fs.readdirSync(dir).filter((name) => name === start || (/-$/.test(start) && name.startsWith(start))); } catch {}
         for (const name of names.slice(0, 1)) {
           const [at, away] = [path.join(dir, name), path.join(dir, 'away')];
-          // The other project has no entry with the name of a temporary file, so link to its directory.
+          // The other project has no temporary file of this name, so link to its directory.
           const to = fs.existsSync(path.join(mine, at)) ? path.join(mine, at) : path.join(mine, dir);
           try {
             fs.renameSync(at, away);

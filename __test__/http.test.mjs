@@ -1,4 +1,4 @@
-// The service over HTTP: real services, real backups, real scrapes.
+// The service over HTTP: real services, backups and scrapes.
 
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -21,7 +21,7 @@ afterEach(async () => {
 const NIGHTLY = { enabled: true, schedule: '0 2 * * *' };
 const EACH_SECOND = { enabled: true, schedule: '* * * * * *', maxBackups: 3 };
 
-/** A project whose service listens on any free port, unless told otherwise. */
+/** Makes a project whose service listens on any free port by default. */
 async function setUp(backup = NIGHTLY, options = {}) {
   const project = makeProject(options);
   const run = (...args) => kg(args, { cwd: project.root });
@@ -46,7 +46,7 @@ async function setUp(backup = NIGHTLY, options = {}) {
   return { ...project, kg: run, configure, listening, ask, isReady, log, begin };
 }
 
-/** A server that keeps a port until it is closed. */
+/** Starts a server that holds a port until it is closed. */
 async function occupy(port = 0) {
   const server = net.createServer().listen(port, '127.0.0.1');
   await once(server, 'listening');
@@ -56,7 +56,7 @@ async function occupy(port = 0) {
   };
 }
 
-/** A port that was free a moment ago. */
+/** Returns a port that was free a moment ago. */
 async function freePort() {
   const { port, free } = await occupy();
   await free();
@@ -68,7 +68,7 @@ function promtool(args, input) {
   return { status, said: stdout + stderr };
 }
 
-test('a service whose settings refuse every backup is not ready, before any failed', async () => {
+test('a service whose settings refuse every backup is not ready, even before one fails', async () => {
   const { begin, ask, kg, isReady, configure } = await setUp();
   expect((await kg('diag', 'backup')).status).toBe(0);
   await begin();
@@ -80,7 +80,7 @@ test('a service whose settings refuse every backup is not ready, before any fail
   await until(isReady, 'readiness again');
 });
 
-test('a service that makes backups lives, is ready, and has metrics that promtool finds nothing about', async () => {
+test('a service that makes backups is live, ready and has metrics that pass promtool', async () => {
   const { ask, begin, isReady, root } = await setUp(EACH_SECOND);
   expect((await begin()).stdout).toMatch(/^ {2}answers {3}on http:\/\/127\.0\.0\.1:\d+$/m);
   await until(isReady, 'readiness');
@@ -109,7 +109,7 @@ test('a service that makes backups lives, is ready, and has metrics that promtoo
   ).toBeGreaterThan(0);
 });
 
-test("who asks for OpenMetrics gets it, and Prometheus' own parser reads it", async () => {
+test('a client that asks for OpenMetrics gets it, and the parser of Prometheus reads it', async () => {
   const { ask, begin, isReady } = await setUp(EACH_SECOND);
   await begin();
   await until(isReady, 'readiness');
@@ -121,7 +121,7 @@ test("who asks for OpenMetrics gets it, and Prometheus' own parser reads it", as
   );
   const text = await scraped.text();
   expect(text).toContain('# UNIT kg_backup_last_duration_seconds seconds\n');
-  // Its importer wants to know when each sample was taken; else it is the parser that reads scrapes.
+  // The importer needs a timestamp for each sample. It uses the same parser as scrapes.
   const dir = temporaryDirectory();
   writeFileSync(path.join(dir, 'scrape'), text.replace(/^(kg_backup.*)$/gm, '$1 1700000000'));
   const { status, said } = promtool([
@@ -134,7 +134,7 @@ test("who asks for OpenMetrics gets it, and Prometheus' own parser reads it", as
   expect(status, said).toBe(0);
 });
 
-test('readiness says what is wrong: no schedule, no backup, a run that failed; a backup that anybody makes mends it', async () => {
+test('readiness names a missing schedule or backup or a failed run, and any new backup repairs it', async () => {
   const { ask, begin, configure, database, isReady, kg } = await setUp();
   await begin();
   const told = async () => {
@@ -166,7 +166,7 @@ test('readiness says what is wrong: no schedule, no backup, a run that failed; a
   await until(isReady, 'readiness again');
 });
 
-test('it answers while a backup is made, and says that one is', async () => {
+test('the service answers during a backup and reports it', async () => {
   const { ask, begin, listening } = await setUp(
     { ...EACH_SECOND, compressionLevel: 9 },
     { nodes: 60_000 },
@@ -187,7 +187,7 @@ test('it answers while a backup is made, and says that one is', async () => {
   expect((await fetch(`http://${address}/healthz`)).status).toBe(200);
 });
 
-test('an address that is taken keeps no backup from being made, is said once, and is tried again until it is free', async () => {
+test('an occupied address does not stop backups, is reported once, and is retried until free', async () => {
   const { port, free } = await occupy();
   const { ask, begin, kg, listening, log } = await setUp({ ...EACH_SECOND, listen: port });
   expect((await begin()).stdout).toContain(
@@ -207,7 +207,7 @@ test('an address that is taken keeps no backup from being made, is said once, an
   expect((await ask('/healthz')).status).toBe(200);
 });
 
-test('another address is taken up without a restart, and off ends it; the flag comes before the settings', async () => {
+test('a new address applies without a restart, off closes it, and the flag overrides the settings', async () => {
   const { begin, configure, kg, listening } = await setUp();
   await begin();
   const first = await listening();
@@ -237,7 +237,7 @@ test('another address is taken up without a restart, and off ends it; the flag c
   });
 });
 
-test('nothing but GET and HEAD of its three paths is answered, and no name but one of this machine', async () => {
+test('only GET and HEAD of three paths are answered, and only for names of this machine', async () => {
   const { ask, begin, listening } = await setUp();
   await begin();
   const head = await ask('/metrics', { method: 'HEAD' });
@@ -252,7 +252,7 @@ test('nothing but GET and HEAD of its three paths is answered, and no name but o
   expect(response.statusCode).toBe(403);
 });
 
-test('127.0.0.1 as IPv6 writes it is of this machine too', async () => {
+test('127.0.0.1 in IPv6 notation is a name of this machine too', async () => {
   const port = await freePort();
   const { begin } = await setUp({ ...NIGHTLY, listen: `[::ffff:127.0.0.1]:${port}` });
   await begin();
@@ -267,7 +267,7 @@ test('127.0.0.1 as IPv6 writes it is of this machine too', async () => {
   expect([await asked('localhost'), await asked('rebound.example')]).toEqual([200, 403]);
 });
 
-test('where that is not known, nobody is told that it answers nowhere', async () => {
+test('an unknown address is not reported as no address', async () => {
   const { begin, kg, root } = await setUp();
   await begin();
   rmSync(path.join(root, '.kg/cache'), { recursive: true });
@@ -276,7 +276,7 @@ test('where that is not known, nobody is told that it answers nowhere', async ()
   );
 });
 
-test('clients that never finish what they ask lose their connection, and delay neither backups nor others nor the stop', async () => {
+test('clients that never finish their requests are disconnected, and delay no backup, client or stop', async () => {
   const { ask, begin, kg, listening, log } = await setUp(EACH_SECOND);
   await begin();
   const [host, port] = (await listening()).address.split(':');
@@ -293,7 +293,7 @@ test('clients that never finish what they ask lose their connection, and delay n
   );
   const asked = Date.now();
   expect((await ask('/healthz')).status).toBe(200);
-  // Less than any of them is waited for.
+  // The service must not wait for any of the slow clients.
   expect(Date.now() - asked).toBeLessThan(5_000);
   const made = () => (log().match(/made /g) ?? []).length;
   const before = made();
@@ -308,7 +308,7 @@ test('clients that never finish what they ask lose their connection, and delay n
   for (const socket of [...slow, stuck]) socket.destroy();
 });
 
-test('a restore of older settings names what it changed, and a service that makes nothing since says so everywhere', async () => {
+test('a restore of older settings names its changes, and a service that became idle is reported everywhere', async () => {
   const { ask, begin, configure, kg } = await setUp({});
   const { id } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
   configure({ ...NIGHTLY, maxBackups: 3 });

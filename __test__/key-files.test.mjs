@@ -1,4 +1,4 @@
-// Files of keys: who else can read them, where they lie, what is in them, and which of them is asked for.
+// Key files: who else can read them, their place, their content, and when kg asks for a passphrase.
 
 import { execFileSync } from 'node:child_process';
 import { chmodSync, chownSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
@@ -11,7 +11,7 @@ import { describe, expect, test } from 'vitest';
 import { kg as runKg, kgPath, run } from './support/processes.mjs';
 import { makeProject } from './support/project.mjs';
 
-/** A project with an identity next to it. Recipients cost no time, unlike passphrases. */
+/** Makes a project with an identity next to it. Recipients are fast, unlike passphrases. */
 function setUp() {
   const project = makeProject({ nodes: 5 });
   const base = path.dirname(project.root);
@@ -32,7 +32,7 @@ const exposed = (result) =>
     .map(({ message }) => message) ?? [];
 
 describe('a key that others have', () => {
-  /** What each use of the identity says of it. */
+  /** Returns the warnings about the identity for each of its uses. */
   async function told({ root, backups, base, recipient, kg }, identityFile) {
     const manager = createBackupManager({
       projectRoot: root,
@@ -56,7 +56,7 @@ describe('a key that others have', () => {
     };
   }
 
-  test('is a warning on every use, and none is said of one that is private', async () => {
+  test('is a warning on every use, and a private key is not', async () => {
     const project = setUp();
     const private_ = Object.entries(await told(project, project.identity));
     for (const [use, messages] of private_) expect(messages, use).toEqual([]);
@@ -84,7 +84,7 @@ describe('a key that others have', () => {
     expect(stderr).toContain('[KG_WARN_KEY_EXPOSED]');
   });
 
-  test('lies in the directory of the backups, also by another name', async () => {
+  test('is in the backup directory, even under another name', async () => {
     const project = setUp();
     mkdirSync(project.backups);
     const here = path.join(project.backups, 'identity');
@@ -107,7 +107,7 @@ describe('a key that others have', () => {
     ]);
   });
 
-  test('can be replaced in a directory that others write, also one further up', async () => {
+  test('can be replaced in a directory, or a parent directory, that others can write', async () => {
     const project = setUp();
     mkdirSync(path.join(project.base, 'outer/inner'), { recursive: true });
     const [outer, inner] = [
@@ -131,10 +131,10 @@ describe('a key that others have', () => {
       }
       chmodSync(dir, 0o755);
     }
-    // In a sticky directory, others cannot rename what is not theirs.
+    // In a sticky directory, other users cannot rename files that they do not own.
     chmodSync(outer, 0o1777);
     expect((await told(project, identity)).backup).toEqual([]);
-    // A link can be replaced where it lies.
+    // Other users can replace a link in a directory that they can write.
     const open = path.join(project.base, 'open');
     mkdirSync(open);
     chmodSync(open, 0o777);
@@ -165,13 +165,13 @@ describe('a key that others have', () => {
       expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([
         expect.stringContaining(`they can write to ${dir} `),
       ]);
-      // The group that bears the number of the owner has no other member.
+      // The group with the same number as the owner has no other member.
       chownSync(dir, 0, 0);
       expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([]);
     },
   );
 
-  test('is told of a passphrase too, and of what the settings and a service use', async () => {
+  test('is also a warning for a passphrase, and for keys that the settings or a service use', async () => {
     const { root, kg, file } = setUp();
     file('key', 'correct horse\n', 0o644);
     writeFileSync(
@@ -182,7 +182,7 @@ describe('a key that others have', () => {
   });
 });
 
-describe('what a passphrase file holds', () => {
+describe('the content of a passphrase file', () => {
   test('is the same with and without a byte order mark, and old backups still open', async () => {
     const { root, backups, file } = setUp();
     const manage = (encryption) =>
@@ -190,12 +190,12 @@ describe('what a passphrase file holds', () => {
     const marked = manage({ passphraseFile: file('marked', '\ufeffcorrect horse\r\n') });
     const backup = await marked.createBackup();
     expect(await manage({ passphrase: 'correct horse' }).verifyBackup(backup.id)).toBe(true);
-    // As an earlier release took it.
+    // An earlier release kept the mark as a part of the passphrase.
     const old = await manage({ passphrase: '\ufeffcorrect horse' }).createBackup();
     expect(await marked.verifyBackup(old.id)).toBe(true);
   });
 
-  test('is refused if it is blank or more than a key can be', async () => {
+  test('is refused if it is blank or longer than a key can be', async () => {
     const { root, backups, file } = setUp();
     const texts = {
       spaces: '   \n',
@@ -223,7 +223,7 @@ describe('what a passphrase file holds', () => {
     }
   });
 
-  test('is named by a path or a file URL, and by nothing else', async () => {
+  test('is read from a path or a file URL only', async () => {
     const { root, backups, identity } = setUp();
     const manage = (encryption) =>
       createBackupManager({ projectRoot: root, backupDir: backups, encryption });
@@ -263,7 +263,10 @@ describe('what a passphrase file holds', () => {
 });
 
 describe('at a terminal', () => {
-  /** What a command prints there; it fails if anything is asked. */
+  /**
+   * Runs a command on a terminal and returns its output. Fails if the command asks for a
+   * passphrase.
+   */
   const unasked = (command, cwd, env) => {
     const script = `
 import os, pty, sys
@@ -284,11 +287,11 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     });
   };
 
-  test('nobody is asked for a passphrase that the environment names, or that what is restored does not need', async () => {
+  test('kg does not ask for a passphrase that the environment gives or the restore does not need', async () => {
     const { root, base, backups, kg, file } = setUp();
     const key = file('secret', 'correct horse\n');
     expect((await kg('backup', '--output', backups)).status).toBe(0);
-    // It holds no configuration, so that is not what `latest` means for one.
+    // The snapshot holds no configuration, so `latest` with --config-only means the plain backup.
     expect(
       (await kg('backup', '--output', backups, '--type', 'snapshot', '--passphrase-file', key))
         .status,

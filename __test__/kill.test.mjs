@@ -1,5 +1,6 @@
-// SIGKILL of a backup, a restore and an undo at random instants: nothing is listed that does not verify, earlier backups stay
-// bit for bit, a target is its old state or the backup's, the next run works, and nothing is left over.
+// SIGKILL of a backup, a restore and an undo at random times. Every listed backup must verify, and
+// earlier ones must not change. A target is in its old or its restored state, the next run works,
+// and no files are left over.
 
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -23,7 +24,10 @@ async function spin(milliseconds) {
   while (performance.now() < until) await tick();
 }
 
-/** Runs `kg` and kills it: some time after its start, or after `sign` has appeared. Resolves to whether it was still running. */
+/**
+ * Runs `kg` and kills it after a time or once `sign` has appeared. Resolves to whether it was still
+ * running.
+ */
 async function killed(args, { cwd, afterMs, sign }) {
   const child = spawn(kgPath, args, { cwd, stdio: 'ignore' });
   const exited = once(child, 'exit');
@@ -74,7 +78,7 @@ test(`a backup, killed ${KILLS} times`, async () => {
   expect(leftovers(path.join(root, '.kg'))).toEqual([]);
 });
 
-/** A project with two databases, and its backup. `spoil` makes it another one. */
+/** Makes a project with two databases and its backup. `spoil` changes its state. */
 async function setUp(spoilDatabase) {
   const { root, database, backups } = makeProject({ nodes: 500 });
   const at = (...parts) => path.join(root, '.kg', ...parts);
@@ -121,7 +125,7 @@ for (const [what, spoilDatabase] of Object.entries(damages)) {
     const seen = { old: 0, restored: 0, interrupted: 0, decided: 0 };
     let is = old;
     for (let n = 0; n < 2 * kills; n += 1) {
-      // What is there decides which of the two is run: each leads to the other state.
+      // The current state decides which command runs, because each one leads to the other state.
       const args = is === old ? ['--file', archive] : ['--undo'];
       const journal = at('restore-journal.json');
       const timing =
@@ -133,7 +137,8 @@ for (const [what, spoilDatabase] of Object.entries(damages)) {
         seen.interrupted += 1;
         if (JSON.parse(readFileSync(journal, 'utf8')).decided) seen.decided += 1;
       }
-      // Any next run makes the project whole; a backup of one without a database then says so.
+      // Any next run recovers the project. A backup of a project without a database then reports
+      // that.
       const next = manager
         .createBackup({ type: 'snapshot' })
         .then(({ id }) => manager.deleteBackup(id));

@@ -1,4 +1,5 @@
-// A writer in rollback-journal mode is killed when half of its transaction is in the file already: everything goes by the commit before.
+// A writer in rollback-journal mode is killed when half of its transaction is in the file. Every
+// command must use the commit before it.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -40,7 +41,10 @@ const pagesOf = (file, table) =>
       .all(table),
   );
 
-/** Begins a transaction in a process of its own, which is killed when pages of it have been spilled into the file. */
+/**
+ * Begins a transaction in a separate process and kills it after pages of it were spilled into the
+ * file.
+ */
 async function killWriter(database) {
   const committed = readFileSync(database);
   const script = `
@@ -62,7 +66,10 @@ async function killWriter(database) {
   expect(readFileSync(database).equals(committed), 'some of it is in the file').toBe(false);
 }
 
-/** A project with such a database; `change` is committed before, and `before` is what is committed. */
+/**
+ * Makes a project with such a database. `change` is committed before the transaction; `before` is
+ * the committed content.
+ */
 async function killed({ change = '' } = {}) {
   const project = makeProject({ nodes: 2000, journalMode: 'delete' });
   withDatabase(project.database, (db) => db.exec(change));
@@ -81,7 +88,7 @@ function damagePage(file, page) {
   return bytes;
 }
 
-test('a backup holds the commit before, a check finds nothing wrong, and neither touches the file or its journal', async () => {
+test('a backup holds the commit before, a check finds no problem, and neither changes the file or its journal', async () => {
   const { root, before } = await killed();
   const manager = createBackupManager({
     projectRoot: root,
@@ -110,7 +117,7 @@ test('a backup holds the commit before, a check finds nothing wrong, and neither
   }
 });
 
-test('a restore over it gives the content of the backup, and an undo the commit before the kill', async () => {
+test('a restore over it gives the content of the backup, and an undo gives the commit before the kill', async () => {
   const { root, database } = makeProject({ nodes: 300, journalMode: 'delete' });
   const first = rowsOf(database);
   expect((await kg(['diag', 'backup'], { cwd: root })).status).toBe(0);
@@ -130,7 +137,7 @@ test('a restore over it gives the content of the backup, and an undo the commit 
   expect(integrityOf(database)).toBe('ok');
 });
 
-test('a repair of rows takes the transaction back first', async () => {
+test('a repair of rows rolls the transaction back first', async () => {
   const { root, database, before } = await killed({
     change: "INSERT INTO edges VALUES (9000, 'n1', 'nobody', 'links', 1.0, '')",
   });
@@ -143,7 +150,7 @@ test('a repair of rows takes the transaction back first', async () => {
   expect(integrityOf(database)).toBe('ok');
 });
 
-test('damaged pages that the transaction changed come back from the journal, and nothing has to be repaired', async () => {
+test('damaged pages that the transaction changed are restored from the journal and need no repair', async () => {
   const { root, database, before, pages } = await killed();
   for (const page of [1, pages.nodes[pages.nodes.length >> 1].page]) damagePage(database, page);
   const result = await new IntegrityChecker(root).runChecks({ repairMode: true });
@@ -152,7 +159,7 @@ test('damaged pages that the transaction changed come back from the journal, and
   expect(integrityOf(database)).toBe('ok');
 });
 
-test('where a page is damaged that it did not change, the rows on that are lost, and the transaction is taken back all the same', async () => {
+test('a damaged page that it did not change loses its rows, and the transaction is still rolled back', async () => {
   const { root, database, before, pages } = await killed();
   const middle = pages.edges.length >> 1;
   const { page, rows } = pages.edges[middle];
@@ -161,7 +168,7 @@ test('where a page is damaged that it did not change, the rows on that are lost,
   const damaged = damagePage(database, page);
   const journal = readFileSync(`${database}-journal`);
   const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
-  // Rows are lost, and the exit status says so.
+  // Rows are lost, and the exit status reports it.
   expect(done.status).toBe(6);
   expect(rowsOf(database)).toEqual({
     ...before,

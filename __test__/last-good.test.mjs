@@ -1,4 +1,4 @@
-// What people do that could cost them the last good backup, or put it into the wrong place.
+// Mistakes that could cost users their last good backup, or restore it to the wrong place.
 
 import {
   existsSync,
@@ -27,7 +27,7 @@ const nodes = (file) =>
 const reasons = (created) =>
   created.retention.decisions.map(({ id, kept, reason }) => [id, kept, reason]);
 
-/** Makes a backup say that it is of another time, as a clock that was wrong would have. */
+/** Changes the date of a backup, as if the clock had been wrong. */
 function date(backup, at) {
   const file = `${backup.path}.manifest.json`;
   writeFileSync(
@@ -39,7 +39,7 @@ function date(backup, at) {
   );
 }
 
-describe('a backup that is dated ahead', () => {
+describe('a backup with a future date', () => {
   async function ahead() {
     const { root, backups, database } = makeProject({ nodes: 10 });
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
@@ -48,7 +48,7 @@ describe('a backup that is dated ahead', () => {
     return { root, backups, database, manager, future };
   }
 
-  test('takes the place of no other: not of the one that is just made, nor as latest, base or fresh', async () => {
+  test('does not displace a new backup and is not latest, base or fresh', async () => {
     const { root, backups, manager, future } = await ahead();
     expect(await backupFreshnessCheck(manager, { maxAge: '1d' }).check()).toBe(false);
     const limited = createBackupManager({ projectRoot: root, backupDir: backups, maxBackups: 1 });
@@ -66,7 +66,7 @@ describe('a backup that is dated ahead', () => {
     expect((await manager.createBackup({ type: 'incremental' })).basedOn).toBe(made.id);
   });
 
-  test('is an issue of health while there is no other', async () => {
+  test('is an issue of health while it is the only backup', async () => {
     const { root, backups } = await ahead();
     const { stdout } = await kg(['diag', 'health', '--backup-dir', backups, '--json'], {
       cwd: root,
@@ -80,8 +80,8 @@ describe('a backup that is dated ahead', () => {
   });
 });
 
-describe('retention keeps what the newest backup does not hold', () => {
-  test('beside a snapshot the newest full one, and `latest` means that where a part is asked for', async () => {
+describe('retention keeps content that the newest backup lacks', () => {
+  test('after a snapshot, the newest full backup, which is also `latest` when a part is requested', async () => {
     const { root, backups } = makeProject({ nodes: 10 });
     const manager = createBackupManager({ projectRoot: root, backupDir: backups, maxBackups: 1 });
     const full = await manager.createBackup();
@@ -107,7 +107,7 @@ describe('retention keeps what the newest backup does not hold', () => {
     });
   });
 
-  test('beside an emptied graph the newest one with nodes', async () => {
+  test('after an emptied graph, the newest backup with nodes', async () => {
     const { root, backups, database } = makeProject({ nodes: 10 });
     const manager = createBackupManager({ projectRoot: root, backupDir: backups, maxBackups: 1 });
     const full = await manager.createBackup();
@@ -120,7 +120,7 @@ describe('retention keeps what the newest backup does not hold', () => {
   });
 });
 
-describe('projects that share a directory of backups', () => {
+describe('projects that share a backup directory', () => {
   async function two() {
     const [a, b] = [makeProject({ nodes: 10 }), makeProject({ nodes: 20 })];
     const managers = [a, b].map(({ root }) =>
@@ -152,7 +152,7 @@ describe('projects that share a directory of backups', () => {
     expect(nodes(a.database)).toBe(10);
   });
 
-  test('are told where the one is restored over the other, which can be undone', async () => {
+  test('cause a warning if one is restored over the other, which can be undone', async () => {
     const { a, second } = await two();
     const restored = await kg(['diag', 'restore', '--file', second.path], { cwd: a.root });
     expect(restored).toMatchObject({
@@ -166,7 +166,7 @@ describe('projects that share a directory of backups', () => {
     expect(nodes(a.database)).toBe(10);
   });
 
-  test('are pruned from outside of any project each by itself, so that none loses its last good one to another', async () => {
+  test('are pruned separately from outside any project, so that each keeps its last good backup', async () => {
     const { backups, first, second } = await two();
     const { stdout } = await kg(
       ['diag', 'prune', '--output', backups, '--max-backups', '1', '--json'],
@@ -190,7 +190,7 @@ describe('projects that share a directory of backups', () => {
     ]);
   });
 
-  test('have their own even where their `.kg` is lost, and another one is restored with a warning', async () => {
+  test('find their own backups without a `.kg`, and restore another one with a warning', async () => {
     const { a, b, backups, managers, first } = await two();
     rmSync(path.join(a.root, '.kg'), { recursive: true });
     const own = await kg(
@@ -208,7 +208,7 @@ describe('projects that share a directory of backups', () => {
       filesReplaced: 0,
       warnings: [{ code: 'KG_WARN_OTHER_PROJECT' }],
     });
-    // The target is asked for, from outside of any project.
+    // The call from outside any project names the target.
     rmSync(path.join(a.root, '.kg'), { recursive: true });
     const outside = path.dirname(backups);
     const targeted = await kg(
@@ -230,7 +230,7 @@ describe('projects that share a directory of backups', () => {
     expect(existsSync(path.join(b.root, '.kg'))).toBe(true);
   });
 
-  test('are not healthy or fresh because of what their neighbours made', async () => {
+  test('are not healthy or fresh because of backups of other projects', async () => {
     const { backups, managers } = await two();
     const { root } = makeProject({ nodes: 10 });
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
@@ -243,7 +243,7 @@ describe('projects that share a directory of backups', () => {
     expect(health.issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_NONE' }));
   });
 
-  test('are told of the backups that a move left behind, in list, status and prune', async () => {
+  test('see backups from before a move, in list, status and prune', async () => {
     const { a, backups, second } = await two();
     const moved = `${a.root}-moved`;
     renameSync(a.root, moved);
@@ -261,8 +261,8 @@ describe('projects that share a directory of backups', () => {
   });
 });
 
-describe('a restore goes where it is meant to', () => {
-  test('not over a project above the directory that lost its own', async () => {
+describe('a restore goes to its intended place', () => {
+  test('and not over a project above a directory that lost its `.kg`', async () => {
     const { root: home, database } = makeProject({ nodes: 10 });
     const project = path.join(home, 'project');
     renameSync(makeProject({ nodes: 20 }).root, project);
@@ -285,7 +285,7 @@ describe('a restore goes where it is meant to', () => {
       ).status,
     ).toBe(0);
     expect(nodes(path.join(project, '.kg/knowledge.db'))).toBe(20);
-    // From a directory of the project that the backup is of, it is that project.
+    // In a subdirectory of the backed-up project, the restore finds that project.
     mkdirSync(path.join(project, 'docs'));
     expect(
       (
@@ -296,7 +296,7 @@ describe('a restore goes where it is meant to', () => {
     ).toBe(0);
   });
 
-  test('by a path with .. as by one without: its database is inside, and an undo stays in the project', async () => {
+  test('and treats a path with .. as one without: the database is inside, and the undo stays in the project', async () => {
     const { root, backups } = makeProject({ nodes: 10 });
     const base = path.dirname(root);
     mkdirSync(path.join(base, 'elsewhere'));
@@ -320,7 +320,7 @@ describe('a restore goes where it is meant to', () => {
     expect(journal).not.toContain(base);
   });
 
-  test('never into the state of a project', async () => {
+  test('and never into the .kg of a project', async () => {
     const { root, backups } = makeProject({ nodes: 10 });
     const backup = await createBackupManager({
       projectRoot: root,
@@ -344,7 +344,7 @@ describe('a restore goes where it is meant to', () => {
   });
 });
 
-test('a database that is named by a relative path belongs to its project', async () => {
+test('a database with a relative path belongs to its project', async () => {
   const { root } = makeProject({ nodes: 10 });
   for (const [cwd, name] of [
     [root, '.kg/knowledge.db'],
@@ -362,7 +362,7 @@ test('a database that is named by a relative path belongs to its project', async
   ).toContain('/project');
 });
 
-test('archives that lost their manifests are not said to be absent', async () => {
+test('archives without manifests are not reported as absent', async () => {
   const { root, backups } = makeProject({ nodes: 10 });
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   const backup = await manager.createBackup();
@@ -383,7 +383,7 @@ test('archives that lost their manifests are not said to be absent', async () =>
   });
 });
 
-test('a line in a description looks like no backup in a list', async () => {
+test('a line in a description does not look like a backup in a list', async () => {
   const { root, backups } = makeProject({ nodes: 10 });
   await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup({
     description: 'one\nbackup-20200101-000000 full',

@@ -1,4 +1,4 @@
-// What `latest` means: the newest backup that somebody can count on, in every way that one asks for it.
+// `latest` is the newest reliable backup, for every command and call.
 
 import { readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -20,7 +20,7 @@ function damagePages(database) {
 
 const rows = (root) => contents(root).filter((line) => line.startsWith('.kg/knowledge.db '));
 
-/** Everything that tells the latest backup agrees that it is `id`. */
+/** Expects every interface to name `id` as the latest backup. */
 async function expectLatest(manager, id) {
   const backup = await manager.getLatestBackup();
   expect(backup.id).toBe(id);
@@ -32,7 +32,7 @@ async function expectLatest(manager, id) {
 }
 
 describe('after a repair of damaged pages', () => {
-  test('the latest backup is the one from before the damage, and the safety backup is there under its id', async () => {
+  test('the latest backup is the one from before the damage, and the safety backup is found by its id', async () => {
     const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
     const manager = createBackupManager({ projectRoot: root });
     const good = await manager.createBackup();
@@ -81,7 +81,7 @@ describe('after a repair of rows, whose safety backup is of sound pages', () => 
     return repair.safetyBackup.id;
   }
 
-  test('it is not the latest, nothing rests on it, and retention keeps a good one beside it', async () => {
+  test('it is not the latest or a base, and retention keeps a good one besides it', async () => {
     const { root, manager, repair } = await repairRows();
     const full = await manager.createBackup();
     const safety = await repair();
@@ -99,7 +99,7 @@ describe('after a repair of rows, whose safety backup is of sound pages', () => 
     await expectLatest(manager, incremental.id);
   });
 
-  test('it is the latest, and good, where there is no other', async () => {
+  test('it is the latest, and good, if there is no other backup', async () => {
     const { manager, repair } = await repairRows();
     const safety = await repair();
     await expectLatest(manager, safety);
@@ -109,7 +109,7 @@ describe('after a repair of rows, whose safety backup is of sound pages', () => 
   });
 });
 
-test('a backup of a damaged database, or one whose base is gone, is not the latest where there is a good one', async () => {
+test('a backup of a damaged database, or without its base, is not the latest if there is a good one', async () => {
   const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
   const manager = createBackupManager({ projectRoot: root });
   const good = await manager.createBackup({ type: 'snapshot' });
@@ -123,7 +123,7 @@ test('a backup of a damaged database, or one whose base is gone, is not the late
   await expectLatest(manager, good.id);
 });
 
-test('where no backup is good, the latest is the newest', async () => {
+test('if no backup is good, the latest is the newest', async () => {
   const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
   damagePages(database);
   const manager = createBackupManager({ projectRoot: root });
@@ -133,7 +133,7 @@ test('where no backup is good, the latest is the newest', async () => {
   expect((await kg(['diag', 'drill', '--json'], { cwd: root })).status).toBe(5);
 });
 
-test("the guide's monitor is told that there is no backup, and that one is young", async () => {
+test('the monitor of the guide reports a missing backup and a recent one', async () => {
   const { root, backups } = makeProject();
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   const guide = readFileSync(
@@ -144,7 +144,7 @@ test("the guide's monitor is told that there is no backup, and that one is young
     .slice(guide.indexOf('### 3. Monitor Backup Health'))
     .match(/^```typescript\n([^]*?)^```$/m);
   const checks = [];
-  // The block as it stands: it is JavaScript too.
+  // The block of the guide runs unchanged, because it is also valid JavaScript.
   new Function('healthMonitor', 'backupManager', block)(
     { addCheck: (check) => checks.push(check) },
     manager,

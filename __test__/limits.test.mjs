@@ -1,4 +1,5 @@
-// Limits of the system for a user or a process: an error that names the limit, never a panic or a death by a signal, and nothing is left.
+// System limits for a user or process. A command fails with an error that names the limit; it never
+// panics, dies of a signal or leaves files.
 
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
@@ -8,7 +9,7 @@ import { describe, expect, test } from 'vitest';
 
 import { isRoot, projectOf } from './support/users.mjs';
 
-/** No other process has it, so all that counts towards its limits is of these tests. */
+/** No other process runs as this user, so only these tests count towards its limits. */
 let user = 52_000 + (process.pid % 10_000);
 
 function setUp() {
@@ -30,8 +31,8 @@ function setUp() {
 
 const isLimited = /\[KG_LIMIT\]/;
 
-describe.runIf(isRoot)('where the system allows no more', () => {
-  test('threads, each command works or fails with the limit, and leaves nothing', () => {
+describe.runIf(isRoot)('when the system allows no more', () => {
+  test('threads, each command works or fails with the limit, and leaves no files', () => {
     const { backups, root, limited, made } = setUp();
     const statuses = new Set();
     const restored = path.join(root, 'restored');
@@ -76,7 +77,7 @@ describe.runIf(isRoot)('where the system allows no more', () => {
     ).toEqual([]);
   });
 
-  test('bytes in a file, a backup leaves nothing, and a restore takes everything back', () => {
+  test('bytes in a file, a backup leaves no files, and a restore rolls everything back', () => {
     const { backups, root, limited, made } = setUp();
     const { status, stderr } = limited('--fsize=100000', 'backup', '--output', backups);
     expect({ status, stderr }).toMatchObject({

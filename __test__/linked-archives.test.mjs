@@ -1,5 +1,5 @@
-// Archives that were moved to another disk and linked back into the store: they are backups as before, what only the link is of is
-// not taken for gone, and a link to something else is not followed.
+// Archives that were moved to another disk and linked back into the store still count as backups. A
+// missing target does not count as a removed archive, and a link to another file is not followed.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import {
@@ -21,7 +21,7 @@ import { makeProject, withDatabase } from './support/project.mjs';
 
 const MANIFEST = '.manifest.json';
 
-/** A store whose only full backup lies on another disk, below an incremental one that is based on it. */
+/** Makes a store with an incremental backup. Its base, the only full backup, is on another disk. */
 async function setUp() {
   const { root, database, backups } = makeProject({ nodes: 5 });
   const kg = (...args) => runKg(['diag', ...args], { cwd: root });
@@ -38,7 +38,7 @@ async function setUp() {
   return { root, backups, base, newest, disk, moved, kg, make };
 }
 
-test('they are listed, checked and restored from, and what is based on them stays', async () => {
+test('they are listed, checked and restored, and their incremental backups stay', async () => {
   const { root, backups, base, newest, kg, make } = await setUp();
   const listed = JSON.parse((await kg('backup', '--list', '--output', backups, '--json')).stdout);
   expect(listed.map(({ id }) => id)).toEqual([newest.id, base.id]);
@@ -62,7 +62,7 @@ test('they are listed, checked and restored from, and what is based on them stay
   expect(existsSync(newest.path) && existsSync(base.path)).toBe(true);
 });
 
-test('on a disk that is not mounted they are not gone: nothing is removed, and no name is used again', async () => {
+test('on a disk that is not mounted they do not count as deleted: nothing is removed and no name is reused', async () => {
   const { backups, base, newest, disk, kg, make } = await setUp();
   renameSync(disk, `${disk}-away`);
   const manifest = readFileSync(base.path + MANIFEST);
@@ -94,7 +94,7 @@ test('on a disk that is not mounted they are not gone: nothing is removed, and n
   expect((await kg('backup', '--verify', newest.id, '--output', backups)).status).toBe(0);
 });
 
-test('their removal removes the link alone, and says where the archive is', async () => {
+test('their removal deletes only the link, and reports the path of the archive', async () => {
   const { backups, moved, kg, make } = await setUp();
   const full = await make();
   const pruned = JSON.parse(
@@ -136,7 +136,7 @@ test('a link to a pipe is not waited for', async () => {
   }
 });
 
-test('a link to something that is not named like an archive or a manifest is not opened', async () => {
+test('a link to something without the name of an archive or manifest is not opened', async () => {
   const { root, backups, base, kg } = await setUp();
   const database = path.join(root, '../host.db');
   withDatabase(database, (db) => db.exec('CREATE TABLE t(x)'));

@@ -1,4 +1,5 @@
-// A restore over a database that others have open: they keep their connections and see what was restored.
+// A restore over a database that other processes have open. They keep their connections and see the
+// restored content.
 
 import { readFileSync, statSync } from 'node:fs';
 import path from 'node:path';
@@ -26,7 +27,7 @@ async function setUp(journalMode, config) {
 
 for (const journalMode of ['wal', 'delete']) {
   describe(`in ${journalMode} mode`, () => {
-    test('a connection of this process sees the restored content, and its next commit is seen by all', async () => {
+    test('a connection of this process sees the restored content, and others see its next commit', async () => {
       const { manager, database } = await setUp(journalMode);
       const db = new Database(database);
       onTestFinished(() => db.close());
@@ -54,7 +55,7 @@ for (const journalMode of ['wal', 'delete']) {
       );
     });
 
-    test('a process that keeps writing goes on with the restored content', async () => {
+    test('a process that writes all the time continues with the restored content', async () => {
       const { manager, database } = await setUp(journalMode);
       const writer = await startWriter(database);
       await manager
@@ -63,7 +64,8 @@ for (const journalMode of ['wal', 'delete']) {
           const { written } = await writer.stop();
           expect(written).toBeGreaterThan(0);
         });
-      // The backup holds nothing of the writer: what is there now was written after the restore, each whole.
+      // The backup contains no rows of the writer, so all of its rows are complete transactions
+      // after the restore.
       const { nodes, counter } = withDatabase(database, (db) => ({
         nodes: db.prepare("SELECT count(*) FROM nodes WHERE id LIKE 'w%'").pluck().get(),
         counter: Number(
@@ -74,7 +76,7 @@ for (const journalMode of ['wal', 'delete']) {
       expect(integrityOf(database)).toBe('ok');
     });
 
-    test('while another connection is in the middle of a transaction, the restore waits, then gives up and changes nothing', async () => {
+    test('a restore waits for another transaction, then fails and changes nothing', async () => {
       const { manager, root, database } = await setUp(journalMode, { lockTimeout: 300 });
       const db = new Database(database);
       onTestFinished(() => db.close());
@@ -91,7 +93,7 @@ for (const journalMode of ['wal', 'delete']) {
   });
 }
 
-test('a database of another page size is renamed into place, but not while somebody has it open', async () => {
+test('a database with another page size is replaced by a rename, but not while a process has it open', async () => {
   const { manager, database } = await setUp('wal');
   for (const suffix of ['', '-wal', '-shm']) run('rm', ['-f', database + suffix]);
   const db = new Database(database);

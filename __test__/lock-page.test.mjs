@@ -1,5 +1,6 @@
-// Databases beyond 1 GiB have a page that is never written, at that offset: SQLite's locks are there
-// (https://sqlite.org/fileformat2.html#the_lock_byte_page). It is no data, whatever the file has in its place.
+// SQLite never writes the page at 1 GiB, because its locks are there
+// (https://sqlite.org/fileformat2.html#the_lock_byte_page). The page holds no data, whatever the
+// file contains there.
 
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
@@ -12,7 +13,7 @@ import { integrityOf, makeProject, withDatabase } from './support/project.mjs';
 
 const LOCK_OFFSET = 2 ** 30;
 const PAGE_BYTES = 65536;
-/** A row of this size takes a page. */
+/** One row of this size fills a page. */
 const ROW_BYTES = 65400;
 
 async function digestOf(file) {
@@ -21,7 +22,7 @@ async function digestOf(file) {
   return hash.digest('hex');
 }
 
-test('a database that grows past 1 GiB comes back from a chain as from a full backup', async () => {
+test('a database that grows past 1 GiB is restored from a chain as from a full backup', async () => {
   const { root, database, backups } = makeProject();
   const manager = createBackupManager({
     projectRoot: root,

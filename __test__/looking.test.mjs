@@ -1,5 +1,5 @@
-// No command that only looks changes a byte, an owner, a mode, an inode or a name in the project: whatever state the project is
-// in, and whoever looks.
+// A command that only looks changes no byte, owner, mode, inode or name in the project. This holds
+// for every state of the project and for every user.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -42,12 +42,15 @@ const USERS = {
   'a user who may write as a member of the group': MEMBER,
   'a user who may only read': { uid: 1003, gid: 1003 },
 };
-/** Who runs all of the commands; the others run those that open everything. */
+/** These users run all of the commands. The others run only the commands in `looks`. */
 const THOROUGH = ['root', 'a user who may write as a member of the group'];
-/** What a backup keeps for itself in a project: hashes of pages, and when it ran. */
+/** A backup stores page hashes and its history here. */
 const isOwn = (file) => file === 'project/.kg/cache';
 
-/** A project of `OWNER`, whose group may write it. Another process made its databases, and has closed them. */
+/**
+ * Makes a project of `OWNER` that the group may write. The process that made the databases has
+ * closed them.
+ */
 function makeProject() {
   const base = temporaryDirectory();
   const root = path.join(base, 'place/project');
@@ -74,7 +77,7 @@ function makeProject() {
   return project;
 }
 
-/** Gives the project to its owner; before a test changes it further. */
+/** Gives the project to its owner. Tests call it before they change the project further. */
 function handOver({ place }) {
   giveTo(place, [OWNER.uid, OWNER.gid]);
   for (const name of ['', ...readdirSync(place, { recursive: true })]) {
@@ -90,7 +93,7 @@ function as(user, file, sql, then) {
   expect(asHost(user, file, sql, then).stderr).toBe('');
 }
 
-/** The host is killed, and leaves a WAL with content. */
+/** Kills the host, which leaves a WAL with content. */
 const killHost = ({ database }) => as(OWNER, database, COMMITTED, KILLED);
 
 const cutOff = (size, { keepShm = false } = {}) => ({
@@ -217,7 +220,10 @@ const SITUATIONS = {
   },
 };
 
-/** Another process has the database open until the test ends; `then` prints when it is ready. */
+/**
+ * Starts a process that has the database open until the test ends. `then` must print when it is
+ * ready.
+ */
 async function startHost(user, database, sql, then) {
   const [command, ...args] = hostCommand(user, database, sql, then);
   const host = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'], cwd: repository });
@@ -226,13 +232,13 @@ async function startHost(user, database, sql, then) {
   return host;
 }
 
-/** It has committed rows in the WAL, and does nothing. */
+/** Starts an idle process that has committed rows in the WAL. */
 async function hold(user, database) {
   await startHost(user, database, COMMITTED, "console.log('open'); process.stdin.resume()");
   return { isInUse: true };
 }
 
-/** The commands that open everything that is looked at. */
+/** The commands that open every source of the project. */
 const looks = (store) => [
   ['diag', 'health', '--backup-dir', store],
   ['diag', 'integrity'],
@@ -254,15 +260,15 @@ const moreLooks = (store) => [
 ];
 
 /**
- * Runs commands that look, and returns what changed, what was left in the directory for temporary files, and what the commands
- * said by the last word of their names.
+ * Runs the commands as a user. Returns the changes, the leftover temporary files, and the results
+ * by command name.
  */
 function look({ base, place, root, kg }, name, { isInUse = false, isChanging = false } = {}) {
   const user = USERS[name];
   const own = ownDirectory(path.join(base, name.replaceAll(' ', '-')), user);
   const [store, temporary] = ['store', 'tmp'].map((dir) => ownDirectory(path.join(own, dir), user));
   const env = { ...process.env, TMPDIR: temporary, HOME: own };
-  // While the database is open, its -shm is memory that processes share.
+  // While the database is open, processes share its -shm as memory.
   const contentOf = (file) => !isChanging && !(isInUse && file.endsWith('-shm'));
   const found = [];
   const said = {};
@@ -283,7 +289,7 @@ function look({ base, place, root, kg }, name, { isInUse = false, isChanging = f
   return { found, said, store };
 }
 
-/** The project as it comes back from the newest backup in `store`, with the codes of these warnings. */
+/** Restores the newest backup in `store` and expects warnings with these codes. */
 function restored({ base, kg }, store, warnings = []) {
   const target = path.join(base, 'restored');
   rmSync(target, { recursive: true, force: true });
@@ -332,7 +338,7 @@ describe.skipIf(!isRoot)('looking changes nothing', () => {
         if (isCutOff) {
           expect(said.integrity.stdout).toContain('KG_ISSUE_DATABASE_DAMAGED');
           expect(said.integrity.status).not.toBe(0);
-          // To move the WAL away would lose what is left.
+          // Moving the WAL away would lose the remaining data.
           expect(said.integrity.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
           expect(said.backup.stdout).toContain('KG_WARN_SOURCE_DAMAGED');
         }
@@ -344,7 +350,7 @@ describe.skipIf(!isRoot)('looking changes nothing', () => {
 
 describe.skipIf(!isRoot)('beside a process that writes all the time', () => {
   test.for([OWNER, MEMBER])(
-    'each user gets one commit, and the writer goes on: writer %o',
+    'each user reads one commit, and the writer continues: writer %o',
     async (writer) => {
       const project = makeProject();
       handOver(project);
@@ -378,7 +384,7 @@ describe.skipIf(!isRoot)('beside a process that writes all the time', () => {
   );
 });
 
-test.skipIf(!isRoot)('a project on a read-only mount is read, with what is in its WAL', () => {
+test.skipIf(!isRoot)('a project on a read-only mount is read with the content of its WAL', () => {
   for (const prepare of [killHost, ({ database }) => as(OWNER, database, COMMITTED)]) {
     const project = makeProject();
     const { base, place, root, kg } = project;
@@ -410,7 +416,7 @@ test.skipIf(!isRoot)('a project on a read-only mount is read, with what is in it
 });
 
 test.skipIf(!isRoot)(
-  'a database that was truncated is saved with its WAL, byte for byte, and comes back',
+  'a truncated database is saved with its WAL, byte for byte, and restored',
   () => {
     const project = makeProject();
     handOver(project);

@@ -1,4 +1,5 @@
-// Messages that help: they name who, where and what exists, and a result that could not be written is no success.
+// Messages name the cause, the place and the alternatives. A result that cannot be written is not a
+// success.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { cpSync, mkdirSync, openSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
@@ -9,7 +10,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { kg, kgPath, once, repository, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
-describe('arguments that kg does not take', () => {
+describe('arguments that kg does not accept', () => {
   const wrong = [
     [
       ['diag', 'backup', '--jsn'],
@@ -43,7 +44,7 @@ describe('arguments that kg does not take', () => {
     expect(stderr).toMatch(/^error: /);
   });
 
-  test('without --json they are text alone, and help is no error', async () => {
+  test('without --json they are plain text, and help is not an error', async () => {
     expect(await kg(['diag', 'backup', '--jsn'])).toMatchObject({ status: 2, stdout: '' });
     expect(await kg(['diag', 'backup', '--description', '--json', '--jsn', '--'])).toMatchObject({
       status: 2,
@@ -67,7 +68,7 @@ describe('a result that cannot be written', () => {
     return { status, stderr };
   };
 
-  test('to a full device is an error, whatever the command', () => {
+  test('to a full device is an error for every command', () => {
     const project = root();
     const commands = [
       ['diag', 'backup', '--json'],
@@ -102,7 +103,7 @@ describe('a result that cannot be written', () => {
     ).toHaveLength(2);
   });
 
-  test('to a reader that is gone is none', () => {
+  test('to a reader that has ended is not an error', () => {
     const said = run(
       'bash',
       ['-c', `set -o pipefail; "${kgPath}" config show --all | head -1 > /dev/null; echo $?`],
@@ -112,8 +113,8 @@ describe('a result that cannot be written', () => {
   });
 });
 
-describe('who is in the way', () => {
-  /** Python holds a lock on a database until the test ends. */
+describe('messages about a lock holder', () => {
+  /** Starts a Python process that holds a lock on a database until the test ends. */
   async function holding(database, statement) {
     const script = `import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute(sys.argv[2]); print('held', flush=True); sys.stdin.read()`;
     const child = spawn('python3', ['-c', script, database, statement], {
@@ -128,7 +129,7 @@ describe('who is in the way', () => {
     ['delete', 'BEGIN EXCLUSIVE', 'backup'],
     ['wal', 'BEGIN IMMEDIATE', 'restore'],
   ])(
-    'a database in %s mode that is locked: the process is named',
+    'a locked database in %s mode: the process is named',
     async (journalMode, statement, command) => {
       const { root, database, backups } = makeProject({ nodes: 20, journalMode });
       run(kgPath, ['diag', 'backup', '--output', backups], { cwd: root });
@@ -148,7 +149,7 @@ describe('who is in the way', () => {
   );
 
   test.skipIf(process.getuid() !== 0)(
-    'a process in another container is told of as such',
+    'a process in another container is described as such',
     async () => {
       const { root, database } = makeProject({ nodes: 20, journalMode: 'delete' });
       await holding(database, 'BEGIN EXCLUSIVE');
@@ -166,7 +167,7 @@ describe('who is in the way', () => {
     },
   );
 
-  test('a store that is in use: the flag in the remedy makes kg wait for less', async () => {
+  test('a store in use: the flag in the remedy shortens the wait of kg', async () => {
     const { root, backups } = makeProject({ nodes: 20 });
     run(kgPath, ['diag', 'backup', '--output', backups], { cwd: root });
     const holder = spawn('flock', [path.join(backups, '.kg-store.lock'), '-c', 'echo held; cat'], {
@@ -200,23 +201,26 @@ describe('who is in the way', () => {
   });
 });
 
-test.skipIf(process.getuid() !== 0)('a drill without room recommends what a drill has', () => {
-  const { root } = makeProject({ nodes: 400 });
-  run(kgPath, ['diag', 'backup'], { cwd: root });
-  for (const size of ['200k', '900k']) {
-    const script = `mkdir ../small; mount -t tmpfs -o size=${size} none ../small; TMPDIR=$PWD/../small "${kgPath}" diag drill --json; mkdir ../large; mount -t tmpfs none ../large; TMPDIR=$PWD/../small "${kgPath}" diag drill --directory ../large`;
-    const { stdout, stderr } = spawnSync(
-      'unshare',
-      ['-m', 'sh', '-c', `mount --make-rprivate /; ${script}`],
-      { cwd: root, encoding: 'utf8' },
-    );
-    expect(stderr).toMatch(/\[KG_NO_SPACE\]\n.*`directory` \(`--directory`\)/);
-    expect(stderr).not.toMatch(/--target|TMPDIR/);
-    expect(stdout).toMatch(/Passed\n$/);
-  }
-});
+test.skipIf(process.getuid() !== 0)(
+  'a drill without space suggests only flags that a drill has',
+  () => {
+    const { root } = makeProject({ nodes: 400 });
+    run(kgPath, ['diag', 'backup'], { cwd: root });
+    for (const size of ['200k', '900k']) {
+      const script = `mkdir ../small; mount -t tmpfs -o size=${size} none ../small; TMPDIR=$PWD/../small "${kgPath}" diag drill --json; mkdir ../large; mount -t tmpfs none ../large; TMPDIR=$PWD/../small "${kgPath}" diag drill --directory ../large`;
+      const { stdout, stderr } = spawnSync(
+        'unshare',
+        ['-m', 'sh', '-c', `mount --make-rprivate /; ${script}`],
+        { cwd: root, encoding: 'utf8' },
+      );
+      expect(stderr).toMatch(/\[KG_NO_SPACE\]\n.*`directory` \(`--directory`\)/);
+      expect(stderr).not.toMatch(/--target|TMPDIR/);
+      expect(stdout).toMatch(/Passed\n$/);
+    }
+  },
+);
 
-describe('flags and commands that messages name', () => {
+describe('flags and commands in messages', () => {
   const help = new Map();
   const read = (command) => {
     if (help.has(command)) return help.get(command);
@@ -241,7 +245,7 @@ describe('flags and commands that messages name', () => {
     return new Set([...flagsOf(text), ...below.flat()]);
   }
 
-  /** What stands in the string literals of the source, without tests and comments. */
+  /** The string literals of the source, without tests and comments. */
   const literals = readdirSync(path.join(repository, 'src'), { recursive: true })
     .filter((name) => name.endsWith('.rs') && !/tests?(\.rs|\/)|_tests\.rs/.test(name))
     .flatMap((name) => {
@@ -278,7 +282,7 @@ describe('flags and commands that messages name', () => {
 });
 
 describe('loading the package', () => {
-  /** Runs JavaScript in a process of its own; what it prints, and its exit status. */
+  /** Runs JavaScript in a separate process and returns its output and exit status. */
   const node = (script, options) => {
     const { status, stdout, stderr } = spawnSync(process.execPath, ['-e', script], {
       encoding: 'utf8',
@@ -290,13 +294,13 @@ describe('loading the package', () => {
   const tryIt = (before) =>
     `${before}; try { require('./index.js') } catch (e) { console.log(e.name, e.code, e.message) }`;
 
-  test('asks for no report of the process, which can block the event loop', () => {
+  test('requests no process report, which can block the event loop', () => {
     const script =
       "process.report.getReport = () => { throw new Error('blocked') }; require('./index.js'); console.log('loaded')";
     expect(node(script)).toEqual({ status: 0, said: 'loaded\n' });
   });
 
-  test('on musl, on a platform without native parts, and without their package says what is missing and what to do', () => {
+  test('on musl, on an unsupported platform and without the native package explains what to install', () => {
     const dir = temporaryDirectory();
     writeFileSync(path.join(dir, 'node'), '\x7fELF..../lib/ld-musl-x86_64.so.1\0');
     const set = (object, name, value) =>
@@ -315,7 +319,7 @@ describe('loading the package', () => {
     );
   });
 
-  test('in a bundle, or with native parts that cannot be loaded, says so; and so does the command', () => {
+  test('in a bundle, or with unloadable native parts, reports the problem, and so does the command', () => {
     const dir = temporaryDirectory();
     cpSync(path.join(repository, 'lib'), path.join(dir, 'bundle'), { recursive: true });
     expect(

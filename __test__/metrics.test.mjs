@@ -1,4 +1,4 @@
-// `--metrics-file`: what a collector reads after each backup.
+// `--metrics-file`: the metrics that a collector reads after each backup.
 
 import { readFileSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
 import path from 'node:path';
@@ -9,7 +9,7 @@ import { expect, test } from 'vitest';
 import { kg, until } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
-/** Values by metric and labels; fails on a line that no collector would take. */
+/** Returns values by metric and labels. Fails on a line that a collector would reject. */
 function parse(file) {
   const lines = readFileSync(file, 'utf8').split('\n');
   expect(lines.pop()).toBe('');
@@ -33,7 +33,7 @@ function setUp() {
   return { root, database, file, kg: (...args) => kg(args, { cwd: root }) };
 }
 
-test('a backup leaves metrics that everybody may read, whole or not at all', async () => {
+test('a backup writes metrics that every user can read, completely or not at all', async () => {
   const { root, file, kg } = setUp();
   const before = Date.now() / 1000;
   const made = JSON.parse(
@@ -59,7 +59,7 @@ test('a backup leaves metrics that everybody may read, whole or not at all', asy
   expect(readdirSync(root).filter((name) => name.startsWith('.kg-partial'))).toEqual([]);
 });
 
-test('a backup that fails leaves metrics too', async () => {
+test('a failed backup writes metrics too', async () => {
   const { file, database, kg } = setUp();
   await kg('diag', 'backup', '--metrics-file', file);
   renameSync(database, `${database}.away`);
@@ -73,7 +73,7 @@ test('a backup that fails leaves metrics too', async () => {
   expect(failed).toBeGreaterThan(succeeded);
 });
 
-test('backups of another project in the same directory are no backups of this one', async () => {
+test('backups of another project in the same directory do not count', async () => {
   const [ours, theirs] = [setUp(), setUp()];
   const store = path.join(temporaryDirectory(), 'shared');
   const made = await ours.kg('diag', 'backup', '--output', store, '--json');
@@ -100,7 +100,7 @@ test('backups of another project in the same directory are no backups of this on
   });
 });
 
-test('what a repair saved is no backup that succeeded', async () => {
+test('the safety backup of a repair is not a successful backup', async () => {
   const { root, database, file, kg } = setUp();
   await kg('diag', 'backup', '--quiet');
   const succeeded = async () => {
@@ -116,7 +116,7 @@ test('what a repair saved is no backup that succeeded', async () => {
   expect(await succeeded()).toBe(before);
 });
 
-test('a run that failed is told until there is a good backup, whoever makes it', async () => {
+test('a failed run is reported until there is a good backup by any command', async () => {
   const { root, database, kg } = setUp();
   const health = async () =>
     JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
@@ -128,7 +128,7 @@ test('a run that failed is told until there is a good backup, whoever makes it',
   expect(await health()).toEqual({ ok: true, messages: [] });
 });
 
-test('metrics that cannot be written are a warning, and the backup is made', async () => {
+test('metrics that cannot be written are a warning, and the backup succeeds', async () => {
   const { kg } = setUp();
   const { status, stdout, stderr } = await kg(
     'diag',
@@ -140,7 +140,7 @@ test('metrics that cannot be written are a warning, and the backup is made', asy
   expect(stderr).toContain('The metrics could not be written');
 });
 
-test('the service writes them after each run, with the time of the next', async () => {
+test('the service writes them after each run, with the time of the next run', async () => {
   const { file, kg } = setUp();
   await kg('config', 'set', 'backup.enabled', 'true');
   await kg('config', 'set', 'backup.schedule', '* * * * * *');

@@ -1,4 +1,4 @@
-// docs/guide/monitor.md and what lies beside it are about the metrics that there are.
+// docs/guide/monitor.md and the files next to it use only existing metrics.
 
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -14,10 +14,10 @@ const names = (text) => [...new Set(text.match(/\bkg_backup_\w+/g))].sort();
 const { panels, templating } = JSON.parse(read('monitoring/grafana-dashboard.json'));
 const targets = panels.flatMap((panel) => panel.targets);
 
-test('every metric in the document, the alerts and the dashboard is one that a service has, and the document has all', async () => {
+test('the document lists every metric of a service, and document, alerts and dashboard use no other', async () => {
   const { root, database } = makeProject();
   const ofProject = (...args) => kg(args, { cwd: root });
-  // One failure, so that there is its time.
+  // One failed run sets the metric with the time of the last failure.
   renameSync(database, `${database}.away`);
   expect((await ofProject('diag', 'backup', '--quiet')).status).toBe(3);
   renameSync(`${database}.away`, database);
@@ -44,7 +44,7 @@ test('every metric in the document, the alerts and the dashboard is one that a s
   }
 });
 
-test('the rules of alerts are sound, and each alert is shown to fire and not to fire', () => {
+test('the alert rules are valid, and each alert has tests that fire and do not fire', () => {
   run('promtool', ['check', 'rules', '--lint=all', '--lint-fatal', at('monitoring/alerts.yml')]);
   run('promtool', ['test', 'rules', at('monitoring/alerts.test.yml')]);
   const alerts = [...read('monitoring/alerts.yml').matchAll(/- alert: (\w+)/g)].map(
@@ -61,7 +61,7 @@ test('the rules of alerts are sound, and each alert is shown to fire and not to 
   expect(documented).toEqual(alerts);
 });
 
-test('the dashboard asks what Prometheus understands, of the data source that was chosen, in panels that do not overlap', () => {
+test('the dashboard has valid Prometheus queries for the selected data source, in panels that do not overlap', () => {
   const rules = targets.map(({ expr }, number) => ({
     record: `panel:${number}`,
     expr: expr.replaceAll('$project', '.*'),

@@ -1,4 +1,5 @@
-// Directories, links and names come back as they were; what changes or cannot be read is said, or refused with `strict`.
+// Directories, links and names are restored unchanged. A file that changes or cannot be read is a
+// warning, or an error with `strict`.
 
 import {
   chmodSync,
@@ -36,7 +37,7 @@ async function restored(manager, backup) {
   return { target, result, at: (...parts) => path.join(target, '.kg', ...parts) };
 }
 
-test('empty directories, their modes and times, and links that stay inside come back', async () => {
+test('empty directories, modes, times and links inside the project are restored', async () => {
   const { manager, root, at } = setUp();
   mkdirSync(at('plugins/cache-of-mine/deep'), { recursive: true });
   mkdirSync(at('empty'), { mode: 0o700 });
@@ -70,7 +71,7 @@ test('empty directories, their modes and times, and links that stay inside come 
   expect(await manager.verifyBackup(backup.path)).toBe(true);
 });
 
-test('a backup is restored by tar with its directories and links', async () => {
+test('tar restores a backup with its directories and links', async () => {
   const { manager, at } = setUp();
   mkdirSync(at('plugins/empty'));
   symlinkSync('glossary/terms.json', at('plugins/terms'));
@@ -82,7 +83,7 @@ test('a backup is restored by tar with its directories and links', async () => {
   expect(readFileSync(path.join(out, 'plugins/terms'), 'utf8')).toContain('graph');
 });
 
-test('names of any bytes come back, and are text in lists', async () => {
+test('names with any bytes are restored, and lists show them as text', async () => {
   const { manager, root, at } = setUp();
   const odd = [
     Buffer.from('caf\xe9', 'latin1'),
@@ -123,7 +124,7 @@ test('names of any bytes come back, and are text in lists', async () => {
   expect(filesRestored).toBe(1);
 });
 
-describe('what is not saved is said, and refused with strict', () => {
+describe('an entry that is not saved is a warning, and an error with strict', () => {
   const oddities = {
     'a link that leads out of the project': {
       make: (at) => symlinkSync('../../elsewhere', at('out')),
@@ -167,14 +168,14 @@ describe('what is not saved is said, and refused with strict', () => {
     });
   }
 
-  test('a socket or pipe holds nothing to save', async () => {
+  test('a socket or pipe has no content to save', async () => {
     const { manager, at } = setUp({ strict: true });
     run('mkfifo', [at('pipe')]);
     const { warnings } = await manager.createBackup();
     expect(warnings).toMatchObject([{ code: 'KG_WARN_NOT_A_FILE', path: '.kg/pipe' }]);
   });
 
-  // Root may read everything.
+  // Root can read every file.
   test.runIf(process.getuid() === 0)('an unreadable file and directory', async () => {
     const { root, backups, at } = setUp();
     writeFileSync(at('secret'), 'x');
@@ -202,7 +203,7 @@ describe('what is not saved is said, and refused with strict', () => {
   });
 
   test.runIf(process.getuid() === 0)(
-    'a file that an incremental backup cannot read is kept as it was in the one before',
+    'a file that an incremental backup cannot read keeps its base content',
     async () => {
       const { root, backups, at } = setUp();
       writeFileSync(at('secret'), 'then');
@@ -247,7 +248,7 @@ describe('what is not saved is said, and refused with strict', () => {
 });
 
 describe('paths', () => {
-  test('restores what matches, and leaves all else alone', async () => {
+  test('restores matching files and changes no others', async () => {
     const { manager, root, at } = setUp();
     mkdirSync(at('plugins/other'));
     writeFileSync(at('plugins/other/state'), 'then');
@@ -268,7 +269,7 @@ describe('paths', () => {
       read('config.json'),
     ]).toEqual(['then', 'now', 'now']);
 
-    // The archive alone, from the command line, together with a part.
+    // The archive has no sidecar here, and `--path` is combined with a part.
     rmSync(`${backup.path}.manifest.json`);
     const done = await kg(
       ['diag', 'restore', '--file', backup.path, '--path', '**/*.json', '--config-only', '--json'],
@@ -278,7 +279,7 @@ describe('paths', () => {
     expect(read('config.json')).toContain('dark');
   });
 
-  test('a database takes its WAL along, and one that matches nothing is an error', async () => {
+  test('a database takes its WAL along, and a pattern without a match is an error', async () => {
     const { manager, at } = setUp();
     writeFileSync(at('plugins/broken.db'), `SQLite format 3\0${'x'.repeat(5000)}`);
     writeFileSync(at('plugins/broken.db-wal'), 'its WAL');
@@ -304,7 +305,7 @@ describe('paths', () => {
   });
 });
 
-test('restored files have the mode that was saved, whatever the umask is', async () => {
+test('restored files have the saved mode, whatever the umask is', async () => {
   const { manager, at } = setUp();
   writeFileSync(at('open'), 'x');
   chmodSync(at('open'), 0o666);
@@ -322,7 +323,7 @@ test('restored files have the mode that was saved, whatever the umask is', async
 
 // Only root can give files away.
 test.runIf(process.getuid() === 0)(
-  'what root backs up into a project belongs to its owner, who goes on with it',
+  'a backup by root in a project belongs to its owner, who can continue with it',
   async () => {
     const { root } = makeProject();
     run('chown', ['-R', '65534:65534', path.dirname(root)]);
@@ -344,7 +345,7 @@ test.runIf(process.getuid() === 0)(
 );
 
 test.runIf(process.getuid() === 0)(
-  'what root restores belongs to whoever owns what it replaces, or else the project',
+  'a file restored by root belongs to the owner of the file it replaces, or of the project',
   async () => {
     const { manager, at } = setUp();
     await manager.createBackup();

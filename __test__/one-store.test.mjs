@@ -1,5 +1,6 @@
-// Eight processes on one store, for half a minute: some run `kg`, some the API. Each backs up, prunes, deletes, lists,
-// verifies and restores as it likes; no reader ever waits, and nothing is lost, listed by halves or left over.
+// Eight processes use one store for half a minute, some through `kg` and some through the API. Each
+// backs up, prunes, deletes, lists, verifies and restores at random. No reader waits, and no backup
+// is lost, listed before it is complete, or left over.
 
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
@@ -58,7 +59,7 @@ test(`${PROCESSES} processes and a writer share one store and one project`, asyn
   expect(integrityOf(database)).toBe('ok');
 });
 
-test('two managers of one process wait for each other as two processes do', async () => {
+test('two managers in one process wait for each other like two processes', async () => {
   const { root, backups } = makeProject();
   const managers = [1, 2, 3, 4].map(() =>
     createBackupManager({ projectRoot: root, backupDir: backups }),

@@ -1,5 +1,5 @@
-// The power is lost at each call that makes something durable or changes a name: what is there afterwards is the old or the
-// new, and the next run makes it whole.
+// A loss of power at each call that syncs, renames or removes. Afterwards the old or the new state
+// exists, and the next run recovers it.
 
 import { cpSync, mkdirSync, readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
@@ -11,7 +11,7 @@ import { kgPath, run } from './support/processes.mjs';
 import { canMount, makeDisk } from './support/power.mjs';
 import { fillDatabase, integrityOf, makeProject, withDatabase } from './support/project.mjs';
 
-/** Each of them in the long run; a sample otherwise. */
+/** The long run tries every call; other runs try a sample. */
 const EVERY = process.env.KG_TEST_LONG ? 1 : 9;
 
 const DATABASES = ['knowledge.db', 'plugins/a.db', 'plugins/b.db'];
@@ -23,7 +23,7 @@ const write = (root, value) =>
     ),
   );
 
-/** What each database holds, and that it is sound. */
+/** Returns the titles in each database and checks that it is sound. */
 function titles(root) {
   return DATABASES.map((name) => {
     const file = path.join(root, '.kg', name);
@@ -34,7 +34,10 @@ function titles(root) {
   });
 }
 
-/** A project of three live databases on a disk of its own, with a backup of what they held before. */
+/**
+ * Makes a project with three live databases on a separate disk, and a backup of their earlier
+ * content.
+ */
 function saved() {
   const disk = makeDisk();
   const root = path.join(disk.root, 'project');
@@ -47,7 +50,10 @@ function saved() {
   return { disk, root, id };
 }
 
-/** Loses the power at every call of a command; `look` is told what is there then. Returns how often it was lost. */
+/**
+ * Cuts the power at every call of a command and passes the resulting state to `look`. Returns the
+ * number of losses.
+ */
 function atEachCall(disk, root, args, look) {
   disk.freeze();
   let lost = 0;
@@ -60,7 +66,7 @@ function atEachCall(disk, root, args, look) {
 }
 
 describe.skipIf(!canMount)('a loss of power', () => {
-  test('in a restore leaves every database old, or every one restored', () => {
+  test('in a restore leaves every database old or every one restored', () => {
     const { disk, root, id } = saved();
     const seen = { newer: 0, saved: 0 };
     const lost = atEachCall(disk, root, ['diag', 'restore', '--file', id, '--yes'], (at) => {
@@ -77,7 +83,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
     expect(lost).toBeGreaterThan(3);
   });
 
-  test('in an undo leaves every database restored, or every one as it was before', () => {
+  test('in an undo leaves every database restored or every one as before', () => {
     const { disk, root, id } = saved();
     kg(root, 'diag', 'restore', '--file', id, '--yes');
     const lost = atEachCall(disk, root, ['diag', 'restore', '--undo', '--yes'], (at) => {
@@ -93,7 +99,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
     expect(lost).toBeGreaterThan(3);
   });
 
-  test('in a repair leaves a database that the next repair mends', () => {
+  test('in a repair leaves a database that the next repair fixes', () => {
     const { disk, root } = saved();
     withDatabase(path.join(root, '.kg/knowledge.db'), (db) => {
       db.pragma('foreign_keys = off');
@@ -115,7 +121,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
     ['a consolidation', ['diag', 'backup', '--consolidate', 'INCREMENTAL']],
     ['a pin', ['diag', 'backup', '--pin', 'INCREMENTAL', '--reason', 'why']],
     ['a deletion', ['diag', 'backup', '--delete', 'INCREMENTAL']],
-  ])('in %s leaves every backup that is listed whole', (_, args) => {
+  ])('in %s leaves every listed backup complete', (_, args) => {
     const { disk, root, id } = saved();
     const incremental = kg(root, 'diag', 'backup', '--type', 'incremental');
     const lost = atEachCall(
@@ -130,7 +136,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
         ]).toEqual([at, true]);
         for (const backup of listed)
           expect([at, kg(root, 'diag', 'backup', '--verify', backup.id).valid]).toEqual([at, true]);
-        // What the killed run left is cleared up.
+        // The next backup removes the leftovers of the killed run.
         kg(root, 'diag', 'backup');
         expect([
           at,

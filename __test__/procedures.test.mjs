@@ -1,6 +1,6 @@
-// The guide's recovery procedures, run as an operator runs them: its own blocks as shell scripts, against seven damages.
-//
-// The package is installed from a registry of this test, by npm, from what `npm pack` makes of this checkout.
+// The recovery procedures of the guide, run as an operator runs them. The blocks of the guide run
+// as shell scripts against seven kinds of damage. npm installs the package from a local registry,
+// which serves the result of `npm pack`.
 
 import { createHash } from 'node:crypto';
 import { spawn } from 'node:child_process';
@@ -32,7 +32,7 @@ import { fillDatabase, makeProject, temporaryDirectory, withDatabase } from './s
 
 const PACKAGE = '@weavelogic/knowledge-graph-agent';
 
-/** The first shell script below a heading of the guide. */
+/** Returns the first shell script below a heading of the guide. */
 function procedure(heading) {
   const guide = readFileSync(path.join(repository, 'docs/reference/specification.md'), 'utf8');
   return guide.slice(guide.indexOf(`${heading}\n`)).match(/^```bash\n([^]*?)^```$/m)[1];
@@ -41,7 +41,7 @@ function procedure(heading) {
 const LEVEL_1 = procedure('#### Level 1: Database Corruption');
 const LEVEL_2 = procedure('#### Level 2: Full System Recovery');
 
-/** Serves the packages of this checkout as a registry does. */
+/** Starts a registry that serves the packages of this checkout. */
 async function startRegistry(dir) {
   const { platformName } = await import('../lib/platform-name.js').then(
     (module) => module.default ?? module,
@@ -98,7 +98,7 @@ afterAll(() => {
   rmSync(shared.dir, { recursive: true, force: true });
 });
 
-/** Runs a script as an operator does; resolves to its exit status and all that it said. */
+/** Runs a script as an operator does and resolves to its exit status and output. */
 async function shell(script, { cwd, searched, strict = false }) {
   const env = {
     ...process.env,
@@ -109,7 +109,7 @@ async function shell(script, { cwd, searched, strict = false }) {
     npm_config_fund: 'false',
     npm_config_update_notifier: 'false',
   };
-  // A service that the script starts has none of these.
+  // A service that the script starts must not inherit these variables.
   const child = spawn('sh', [strict ? '-ec' : '-c', script], {
     cwd,
     env,
@@ -121,21 +121,21 @@ async function shell(script, { cwd, searched, strict = false }) {
   return { status, ...said };
 }
 
-/** Processes of `kg` that have to do with a directory. */
+/** Returns the processes of `kg` that use a directory. */
 function processesOf(root) {
   const ids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
   const command = (id) => {
     try {
       return readFileSync(`/proc/${id}/cmdline`, 'utf8').replaceAll('\0', ' ').trim();
     } catch {
-      // It has ended.
+      // The process has ended.
       return '';
     }
   };
   return ids.map(command).filter((text) => /\bkg\b/.test(text) && text.includes(root));
 }
 
-/** What SQLite's own shell says of a database. */
+/** Returns the output of the sqlite3 shell for a database. */
 const sqlite = (database, sql) => run('sqlite3', ['-readonly', database, sql]).trim();
 
 const rowsOf = (database) =>
@@ -146,7 +146,10 @@ const rowsOf = (database) =>
     ]),
   );
 
-/** A project that keeps backups in ./backups, with commits that its WAL alone has, and a backup of all that. */
+/**
+ * Makes a project with backups in ./backups. Some commits are only in its WAL, and the backup holds
+ * all of them.
+ */
 function makeBackedUpProject() {
   const { root, database } = makeProject({ nodes: 300 });
   const settings = { dir: './backups', enabled: true, schedule: '0 2 * * *' };
@@ -200,14 +203,17 @@ const DAMAGES = {
     );
     db.pragma('wal_checkpoint(TRUNCATE)');
     db.close();
-    // As when the file alone was copied from another machine.
+    // Simulates a copy of the database file alone from another machine.
     copyFileSync(aside, database);
   },
   'no database file': ({ database }) => rmSync(database),
   'no .kg': ({ root }) => rmSync(path.join(root, '.kg'), { recursive: true }),
 };
 
-/** What `kg diag health --check-db` ends with and says, where something is wrong that it can see: a missing WAL is none. */
+/**
+ * The exit status and output of `kg diag health --check-db` for each damage. It cannot detect a
+ * missing WAL.
+ */
 const TOLD = {
   'noise in the middle of the database': [3, 'KG_ISSUE_DATABASE_DAMAGED'],
   'a header of zeros': [3, 'KG_ISSUE_NOT_A_DATABASE'],
@@ -229,7 +235,10 @@ async function damage({ root, database, rows }, name) {
   expect(readRows(database)).not.toEqual(rows);
 }
 
-/** The rows of a copy, for to open a database changes it; what SQLite says where it cannot read them. */
+/**
+ * Reads the rows from a copy, because opening a database changes it. Returns the error code of
+ * SQLite if it cannot read them.
+ */
 function readRows(database) {
   const copy = path.join(temporaryDirectory(), 'copy.db');
   for (const suffix of ['', '-wal'])
@@ -241,7 +250,9 @@ function readRows(database) {
   }
 }
 
-/** The project is what was backed up, the service runs, and nothing is left once it is stopped. */
+/**
+ * Expects the backed-up content and a running service that leaves no process once it is stopped.
+ */
 async function expectRecovered({ root, database, rows }, searched) {
   expect(sqlite(database, 'PRAGMA integrity_check')).toBe('ok');
   expect(
@@ -263,7 +274,7 @@ async function expectRecovered({ root, database, rows }, searched) {
   expect(processesOf(root)).toEqual([]);
 }
 
-test('the guide has both procedures', () => {
+test('the guide contains both procedures', () => {
   expect(LEVEL_1).toMatch(
     /^kg serve --stop$[^]*^kg diag restore --file \.\/backups\/latest\.tar\.gz$[^]*^kg serve --all$/m,
   );
@@ -284,7 +295,8 @@ describe.each(Object.keys(DAMAGES))('%s', (name) => {
     await shell('kg serve --all', { cwd: root, searched, strict: true });
     await damage(project, name);
     if (name === 'no .kg') {
-      // The first command finds no project to stop a service of, and says so; the service ends with its project. Then Level 1 goes on all the same.
+      // The first command finds no project and fails, and the service ends with its project. The
+      // rest of Level 1 must still work.
       const stopped = await shell(LEVEL_1, { cwd: root, searched, strict: true });
       expect(stopped).toMatchObject({
         status: 2,
@@ -299,7 +311,7 @@ describe.each(Object.keys(DAMAGES))('%s', (name) => {
     await expectRecovered(project, searched);
   });
 
-  test('is recovered by Level 2, from an installation that npm makes', async () => {
+  test('is recovered by Level 2, from an npm installation', async () => {
     const project = makeBackedUpProject();
     const { root, archive } = project;
     const searched = path.join(root, 'node_modules/.bin');

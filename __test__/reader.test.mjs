@@ -1,5 +1,5 @@
-// The reader process: what its client says when it cannot start, dies, or is another release; and that it never outlives
-// the host.
+// The worker process: the errors of its client if it cannot start, dies or is another release. It
+// never outlives its host.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -12,7 +12,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { kgPath, repository, run, until } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
-/** A stand-in for `kg` that is a shell script. */
+/** Makes a shell script that replaces `kg`. */
 function script(text) {
   const file = path.join(temporaryDirectory(), 'kg');
   writeFileSync(file, `#!/bin/sh\n${text}\n`);
@@ -65,19 +65,19 @@ const broken = {
   ],
 };
 for (const [what, [code, kg, message]] of Object.entries(broken)) {
-  test(`a reader that ${what} is ${code}, and nothing is left of the backup`, async () => {
+  test(`a worker that ${what} is ${code}, and the backup leaves no files`, async () => {
     const { root, backups } = makeProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups, kgPath: kg() });
     await expect(manager.createBackup()).rejects.toMatchObject({
       code,
       message: expect.stringMatching(message),
     });
-    // What the configuration says is asked first: not even the directory was made.
+    // The configuration is checked first, so even the directory does not exist.
     expect(existsSync(backups)).toBe(false);
   });
 }
 
-/** Ids of the readers that process `parent` started. */
+/** Returns the process ids of the workers that process `parent` started. */
 function readersOf(parent) {
   return readdirSync('/proc')
     .filter((id) => /^\d+$/.test(id))
@@ -106,7 +106,7 @@ function startHost(project, config = {}, signal = '') {
   return child;
 }
 
-test('a reader ends with its host, and the next run removes what both left', async () => {
+test('a worker ends with its host, and the next run removes the leftovers of both', async () => {
   const project = makeProject({ nodes: 60_000 });
   const host = startHost(project);
   await once(host.stdout, 'data');
@@ -137,7 +137,7 @@ describe('a key in a pipe that no process writes to', () => {
     run('mkfifo', [passphraseFile]);
     return { project, config: { encryption: { passphraseFile } } };
   };
-  /** The reader that waits in its open of the pipe for a writer (fifo(7)). */
+  /** Resolves when the worker blocks in its open of the pipe (fifo(7)). */
   const waits = (host) =>
     readersOf(host.pid).find((reader) => {
       try {
@@ -150,7 +150,7 @@ describe('a key in a pipe that no process writes to', () => {
       }
     });
 
-  test('is waited for until the call is aborted', async () => {
+  test('blocks the call until it is aborted', async () => {
     const { project, config } = waiting();
     const host = startHost(
       project,
@@ -165,7 +165,7 @@ describe('a key in a pipe that no process writes to', () => {
     await until(() => !existsSync(`/proc/${reader}`), 'the end of the reader');
   });
 
-  test('is not waited for once the host has ended', async () => {
+  test('does not block the worker once the host has ended', async () => {
     const { project, config } = waiting();
     const host = startHost(project, config);
     const reader = await until(() => waits(host), 'a reader that waits');
@@ -174,7 +174,7 @@ describe('a key in a pipe that no process writes to', () => {
   });
 });
 
-test('a reader that is killed at work is an error of the host with nothing left', async () => {
+test('a worker that is killed at work causes an error of the host and leaves no files', async () => {
   const project = makeProject({ nodes: 60_000 });
   const host = startHost(project);
   await once(host.stdout, 'data');
@@ -201,7 +201,7 @@ test('a worker thread that is terminated ends its call', async () => {
   await until(() => readdirSync(project.backups).join() === '.kg-store.lock', 'an empty store');
 });
 
-test('the reader has no argument but its name and gets nothing through the environment', async () => {
+test('the worker has its name as the only argument and receives nothing through the environment', async () => {
   const project = makeProject({ nodes: 60_000 });
   const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups });
   let seen;

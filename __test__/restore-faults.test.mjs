@@ -1,5 +1,5 @@
-// Restores in places that are not as they should be: files of the user with unfortunate names, journals that were meddled with,
-// modes that keep one out, links in odd places. Each was a bug once.
+// Restores into difficult places: unlucky names of user files, edited journals, restrictive modes
+// and unusual links. Each test reproduces a former bug.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -41,7 +41,7 @@ async function setUp(prepare = () => {}) {
 }
 
 const isRoot = process.getuid() === 0;
-/** Runs `kg` as a user who owns the project and nothing else. */
+/** Runs `kg` as a user who only owns the project. */
 function asUser(root, args) {
   const base = path.dirname(root);
   run('chown', ['-R', '65534:65534', base]);
@@ -49,7 +49,7 @@ function asUser(root, args) {
 }
 
 test.runIf(isRoot)(
-  'a file and a database that their owner may not write are restored by that owner',
+  'a file and a database that are read-only are restored by their owner',
   async () => {
     const { root, backup, database } = await setUp((at) => {
       writeFileSync(at('fixed'), 'x', { mode: 0o444 });
@@ -72,7 +72,7 @@ test.runIf(isRoot)(
     expect(statSync(path.join(target, '.kg/fixed')).mode & 0o777).toBe(0o444);
     expect(statSync(path.join(target, '.kg/closed')).mode & 0o777).toBe(0o555);
 
-    // The same into the project, where the database may be written by now, and where it may not.
+    // Repeats this in the project, with a writable and a read-only database.
     for (const mode of [0o644, 0o444]) {
       chmodSync(database, mode);
       const back = await asUser(root, [
@@ -91,7 +91,7 @@ test.runIf(isRoot)(
   },
 );
 
-test.runIf(isRoot)('what root restored can be undone by the owner of the project', async () => {
+test.runIf(isRoot)('a restore by root can be undone by the owner of the project', async () => {
   const { root, manager, at } = await setUp();
   run('chown', ['-R', '65534:65534', path.dirname(root)]);
   writeFileSync(at('config.json'), '{"theme":"light"}');
@@ -105,7 +105,7 @@ test.runIf(isRoot)('what root restored can be undone by the owner of the project
   expect(readFileSync(at('config.json'), 'utf8')).toContain('light');
 });
 
-test('times before 1970 come back', async () => {
+test('times before 1970 are restored', async () => {
   const { manager, backup } = await setUp((at) => {
     mkdirSync(at('old'));
     writeFileSync(at('old/file'), 'x');
@@ -118,7 +118,7 @@ test('times before 1970 come back', async () => {
   expect(statSync(path.join(target, '.kg/old')).mtimeMs).toBe(-1500);
 });
 
-test('a file of the user that is called as one of the tool might be survives a restore and its undo', async () => {
+test('a user file with a name that the tool might use survives a restore and its undo', async () => {
   const names = [
     'knowledge.db-before',
     'knowledge.db-interrupted',
@@ -141,7 +141,7 @@ test('a file of the user that is called as one of the tool might be survives a r
   expect(contents(root)).toEqual(before);
 });
 
-test('the WAL of a database that is gone is left out, and never lands beside another one', async () => {
+test('the WAL of a missing database is not saved, and is never placed next to another database', async () => {
   const { manager, root, backup, at } = await setUp((place) => {
     const db = new Database(place('plugins/data.db'));
     db.exec('PRAGMA journal_mode = wal; CREATE TABLE old (a); INSERT INTO old VALUES (1)');
@@ -168,7 +168,7 @@ test('the WAL of a database that is gone is left out, and never lands beside ano
   expect(contents(root)).toEqual(before);
 });
 
-test('a refused restore leaves the WAL of a damaged database where it is', async () => {
+test('a refused restore leaves the WAL of a damaged database in place', async () => {
   const { manager, at } = await setUp((place) => {
     const db = new Database(place('plugins/data.db'));
     db.exec('PRAGMA journal_mode = wal; CREATE TABLE t (a)');
@@ -189,7 +189,7 @@ test('a refused restore leaves the WAL of a damaged database where it is', async
   expect(readFileSync(at('plugins/data.db-wal'), 'utf8')).toBe('y'.repeat(41_000));
 });
 
-test('an undo does not take away a database that a process has open', async () => {
+test('an undo does not remove a database that a process has open', async () => {
   const { manager, at } = await setUp((place) =>
     withDatabase(place('plugins/data.db'), (db) =>
       db.exec('PRAGMA journal_mode = wal; CREATE TABLE t (a)'),
@@ -205,7 +205,7 @@ test('an undo does not take away a database that a process has open', async () =
   expect(run('sqlite3', [at('plugins/data.db'), 'SELECT count(*) FROM t'])).toBe('2\n');
 });
 
-test('empty directories and their modes come back when an undo is undone', async () => {
+test('empty directories and their modes return when an undo is undone', async () => {
   const { root, manager, at } = await setUp((place) => {
     mkdirSync(place('plugins/empty'), { mode: 0o700 });
     utimesSync(place('plugins/empty'), 1, 1);
@@ -223,7 +223,7 @@ test('empty directories and their modes come back when an undo is undone', async
   ]).toEqual([0o700, 1000]);
 });
 
-test('an undo whose kept file is gone says what to do, and changes nothing', async () => {
+test('an undo whose kept file is missing reports what to do, and changes nothing', async () => {
   const { root, manager, at } = await setUp();
   writeFileSync(at('config.json'), '{"theme":"light"}');
   const { safetyCopy } = await manager.restore({ backupId: 'latest', overwrite: true });
@@ -236,7 +236,7 @@ test('an undo whose kept file is gone says what to do, and changes nothing', asy
   expect(contents(root)).toEqual(before);
 });
 
-test('directories of by-products may be links, and what is beside the undo directory is not of it', async () => {
+test('logs, tmp and cache may be links, and only entries of the tool in restore-undo are removed', async () => {
   const elsewhere = temporaryDirectory();
   const { manager, backup, at } = await setUp((place) => {
     for (const name of ['logs', 'tmp', 'cache']) symlinkSync(elsewhere, place(name));
@@ -254,7 +254,7 @@ test('directories of by-products may be links, and what is beside the undo direc
   expect(existsSync(at('restore-undo/20200101-000000'))).toBe(true);
 });
 
-describe('a restore that was killed', () => {
+describe('a killed restore', () => {
   const journal = (at) => at('restore-journal.json');
 
   /** Kills restores until one leaves its journal. */
@@ -287,7 +287,7 @@ describe('a restore that was killed', () => {
     throw new Error('no restore was interrupted');
   }
 
-  test('and whose staging directory was tidied away by hand loses no file', async () => {
+  test('whose staging directory was removed by hand loses no file', async () => {
     const project = await setUp();
     const { at, manager } = project;
     const spoil = () => {
@@ -309,7 +309,7 @@ describe('a restore that was killed', () => {
     expect(existsSync(journal(at))).toBe(false);
   });
 
-  test('and whose journal cannot be read says which file is in the way', async () => {
+  test('with an unreadable journal names that file', async () => {
     const { manager, at } = await setUp();
     writeFileSync(journal(at), 'not a journal');
     await expect(manager.createBackup()).rejects.toMatchObject({

@@ -1,4 +1,5 @@
-// What a restore puts where, what it refuses, and what it leaves as it was.
+// The places that a restore writes to, the targets that it refuses, and the files that it leaves
+// alone.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -41,7 +42,7 @@ function nodes(database) {
 }
 
 describe('without overwrite', () => {
-  test('a restore over anything that exists is refused and changes nothing', async () => {
+  test('a restore over existing files is refused and changes nothing', async () => {
     const { manager, root, database } = await setUp();
     withDatabase(database, (db) => db.exec('DELETE FROM nodes'));
     const before = fingerprint(root);
@@ -56,7 +57,7 @@ describe('without overwrite', () => {
     );
   });
 
-  test('a WAL that lies where the database would go is in the way too', async () => {
+  test('a WAL in the place of the database is an existing file too', async () => {
     const { manager, database } = await setUp();
     const target = temporaryDirectory();
     mkdirSync(path.join(target, '.kg'));
@@ -66,7 +67,7 @@ describe('without overwrite', () => {
     });
   });
 
-  test('what is not in the way stays', async () => {
+  test('files with other names stay', async () => {
     const { manager } = await setUp();
     const target = temporaryDirectory();
     mkdirSync(path.join(target, '.kg/plugins'), { recursive: true });
@@ -79,7 +80,7 @@ describe('without overwrite', () => {
 });
 
 describe('with overwrite', () => {
-  test('what is replaced is kept under its path, and only that', async () => {
+  test('only replaced files are kept, each under its path', async () => {
     const { manager, root, database, backup } = await setUp();
     withDatabase(database, (db) => db.exec('DELETE FROM nodes'));
     writeFileSync(path.join(root, '.kg/config.json'), '{"theme":"light"}');
@@ -101,7 +102,7 @@ describe('with overwrite', () => {
     expect(existsSync(path.join(result.safetyCopy, '.kg/plugins'))).toBe(false);
   });
 
-  test('no WAL, index or journal of another database is left beside the restored one', async () => {
+  test('no WAL, index or journal of another database is left next to the restored one', async () => {
     const { manager, database } = await setUp();
     const other = makeProject({ nodes: 900 });
     const db = new Database(other.database);
@@ -118,7 +119,7 @@ describe('with overwrite', () => {
     expect(nodes(database)).toBe(200);
   });
 
-  test('a database that is damaged or gone is replaced', async () => {
+  test('a damaged or missing database is replaced', async () => {
     for (const damage of [(file) => writeFileSync(file, 'noise'), (file) => rmSync(file)]) {
       const { manager, database } = await setUp();
       damage(database);
@@ -127,7 +128,7 @@ describe('with overwrite', () => {
     }
   });
 
-  test('a dry run says what would happen and changes nothing', async () => {
+  test('a dry run reports the changes and makes none', async () => {
     const { manager, root } = await setUp();
     const before = fingerprint(root);
     const result = await manager.restore({ backupId: 'latest', overwrite: true, dryRun: true });
@@ -138,7 +139,7 @@ describe('with overwrite', () => {
 });
 
 describe('parts', () => {
-  test('only takes any of the parts, and refuses one that the backup does not hold', async () => {
+  test('only selects any of the parts, and refuses one that the backup does not contain', async () => {
     const { manager } = await setUp();
     const expected = {
       database: ['knowledge.db'],
@@ -163,7 +164,7 @@ describe('parts', () => {
     });
   });
 
-  test('the database goes where the configuration has it that is restored with it', async () => {
+  test('the database is restored to the path in the restored configuration', async () => {
     const { manager, root, database } = await setUp();
     writeFileSync(path.join(root, '.kg/config.json'), '{"database":{"path":".kg/moved.db"}}');
     run('cp', [database, path.join(root, '.kg/moved.db')]);
@@ -175,7 +176,7 @@ describe('parts', () => {
     expect(nodes(path.join(root, '.kg/moved.db'))).toBe(1);
   });
 
-  test('the database alone goes where the configuration of the target has it', async () => {
+  test('the database alone is restored to the path in the configuration of the target', async () => {
     const { manager } = await setUp();
     const target = temporaryDirectory();
     mkdirSync(path.join(target, '.kg'));
@@ -185,7 +186,7 @@ describe('parts', () => {
   });
 });
 
-describe('a target that cannot take it', () => {
+describe('an unsuitable target', () => {
   const obstacles = {
     'is a file': (target) => writeFileSync(target, ''),
     'has a file for .kg': (target) => {
@@ -199,7 +200,7 @@ describe('a target that cannot take it', () => {
       symlinkSync('/tmp', path.join(target, '.kg/plugins'));
     },
   };
-  test('whose .kg is a link of the user is restored behind it', async () => {
+  test('is not a .kg that is a link of the user: the restore writes to its target', async () => {
     const { manager } = await setUp();
     const target = temporaryDirectory();
     const real = temporaryDirectory();
@@ -209,7 +210,7 @@ describe('a target that cannot take it', () => {
   });
 
   for (const [what, obstruct] of Object.entries(obstacles)) {
-    test(`because it ${what} is refused and left as it was`, async () => {
+    test(`that ${what} is refused and left as it was`, async () => {
       const { manager } = await setUp();
       const target = path.join(temporaryDirectory(), 'target');
       obstruct(target);
@@ -224,13 +225,13 @@ describe('a target that cannot take it', () => {
     });
   }
 
-  // Only root can make a directory that refuses root too.
+  // Only an immutable directory refuses root too, and only root can make one.
   test.runIf(process.getuid() === 0)(
-    'because a file cannot be put there has everything taken back',
+    'that refuses a file after others were replaced: everything is rolled back',
     async () => {
       const { manager, root } = await setUp();
       writeFileSync(path.join(root, '.kg/config.json'), '{"theme":"light"}');
-      // Nobody, not even root, writes into an immutable directory.
+      // No user, not even root, can write to an immutable directory.
       const plugins = path.join(root, '.kg/plugins/glossary');
       run('chattr', ['+i', plugins]);
       onTestFinished(() => run('chattr', ['-i', plugins]));
@@ -244,7 +245,7 @@ describe('a target that cannot take it', () => {
   );
 });
 
-test('a manifest of another shape is a problem, not a panic', async () => {
+test('an invalid manifest is a problem, not a panic', async () => {
   const { manager, backup } = await setUp();
   const forged = path.join(temporaryDirectory(), 'forged.tar.gz');
   for (const change of [
@@ -284,7 +285,7 @@ test('restores into one target wait for each other', async () => {
   });
 });
 
-test('a staging directory that a killed restore left is removed by the next one', async () => {
+test('a staging directory of a killed restore is removed by the next one', async () => {
   const { manager, root } = await setUp();
   const left = path.join(root, '.kg/restore-staging-left');
   mkdirSync(left);

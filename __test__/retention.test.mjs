@@ -1,4 +1,5 @@
-// What retention removes, keeps and says. Which backups are decided on is tested in src/store/retention.rs, over random histories.
+// The backups that retention removes, keeps and reports. src/store/retention.rs tests the decisions
+// over random histories.
 
 import {
   copyFileSync,
@@ -19,7 +20,10 @@ import { makeProject } from './support/project.mjs';
 
 const DAY = 24 * 60 * 60 * 1000;
 
-/** Makes a backup that says it is so many days old. Its archive is left alone: only lists are asked here. */
+/**
+ * Makes a backup that is dated `days` ago. The archive keeps its date, because these tests only
+ * list backups.
+ */
 async function aged(manager, days) {
   const backup = await manager.createBackup({ type: 'snapshot' });
   const timestamp = new Date(Date.now() - days * DAY).toISOString();
@@ -44,7 +48,7 @@ function setUp(config = {}) {
   };
 }
 
-test('each backup removes what is older than retentionDays or beyond maxBackups, and says so', async () => {
+test('each backup removes and reports backups older than retentionDays or beyond maxBackups', async () => {
   const { plain, manager, backups } = setUp({ retentionDays: 30, maxBackups: 3 });
   const ids = [];
   for (const days of [100, 31, 20, 10, 5]) ids.push(await aged(plain, days));
@@ -62,7 +66,7 @@ test('each backup removes what is older than retentionDays or beyond maxBackups,
   expect(readdirSync(backups).filter((name) => name.endsWith('.tar.gz'))).toHaveLength(4);
 });
 
-test('prune says in a dry run exactly what it then does', async () => {
+test('prune does exactly what its dry run reports', async () => {
   const { plain, manager } = setUp({ retentionDays: 7 });
   for (const days of [9, 8, 6]) await aged(plain, days);
   const before = await plain.listBackups();
@@ -90,9 +94,9 @@ test('the newest backup of a sound database survives newer ones of a damaged dat
   expect((await plain.listBackups()).map((backup) => backup.id)).toEqual([again.id, good]);
 });
 
-// Only root can make a file that refuses root too.
+// Only root can make a file that even root cannot remove.
 test.runIf(process.getuid() === 0)(
-  'what cannot be removed is said, and does not fail the backup',
+  'backups that cannot be removed are reported, and the new backup succeeds',
   async () => {
     const { plain, manager, backups } = setUp({ retentionDays: 1 });
     const old = await aged(plain, 2);
@@ -112,7 +116,7 @@ test.runIf(process.getuid() === 0)(
   },
 );
 
-test('without a limit nothing is ever removed, and prune is refused', async () => {
+test('without a limit no backup is removed, and prune is refused', async () => {
   const { plain } = setUp();
   await aged(plain, 4000);
   expect((await plain.createBackup()).retention).toBeUndefined();
@@ -120,7 +124,7 @@ test('without a limit nothing is ever removed, and prune is refused', async () =
   await expect(plain.prune()).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
 });
 
-test('kg takes the limits with a backup, and kg diag prune shows and does it', async () => {
+test('kg accepts the limits with a backup, and kg diag prune shows and applies them', async () => {
   const { plain, root, backups } = setUp();
   for (const days of [40, 35, 3]) await aged(plain, days);
   const at = ['--output', backups];
@@ -143,7 +147,7 @@ test('kg takes the limits with a backup, and kg diag prune shows and does it', a
   expect(await kg(['diag', 'prune', ...at], { cwd: root })).toMatchObject({ status: 2 });
 });
 
-test('rules keep the newest of each period, by the API and by the command alike', async () => {
+test('rules keep the newest backup of each period, by API and by command', async () => {
   const { root, backups, plain, manager } = setUp({ keep: { daily: 2, weekly: 2 } });
   const ids = [];
   for (const days of [30, 29, 15, 14, 1.02, 1, 0.001]) ids.unshift(await aged(plain, days));
@@ -206,7 +210,7 @@ test('prune reads each sidecar a few times, however many backups it removes', as
   );
 });
 
-test('prune makes no directory, and says that there is none', async () => {
+test('prune creates no directory, and reports that it is missing', async () => {
   const { root, backups, manager } = setUp({ maxBackups: 2 });
   for (const more of [[], ['--dry-run']]) {
     const pruned = await kg(
@@ -228,7 +232,7 @@ test('prune makes no directory, and says that there is none', async () => {
   expect(existsSync(backups)).toBe(false);
 });
 
-test('the link to the latest backup leads to what is left of two archives of one id', async () => {
+test('the latest link names the remaining one of two archives with the same id', async () => {
   const { backups, plain } = setUp();
   const { id, path: archive } = await plain.createBackup();
   const second = archive.replace(/\.tar\.gz$/, '.tar.zst');

@@ -1,4 +1,4 @@
-// A repair of damaged pages: what can be read is saved in a new database, and nothing else is lost.
+// A repair of damaged pages saves the readable content in a new database and loses nothing else.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -30,10 +30,10 @@ import {
 const rowsOf = (file, table = 'nodes') =>
   withDatabase(file, (db) => db.prepare(`SELECT rowid, * FROM ${table} ORDER BY rowid`).all());
 
-/** Whether there are the same rows, whatever their order. */
+/** Serializes rows so that their order does not matter. */
 const byText = (rows) => rows.map((row) => JSON.stringify(row)).sort();
 
-/** Overwrites whole pages, counted from 1, with what no page begins with. */
+/** Overwrites whole pages, counted from 1, with bytes that no page type has. */
 function damagePages(file, pages) {
   const bytes = readFileSync(file);
   for (const page of pages) bytes.fill(0xa5, (page - 1) * 4096, page * 4096);
@@ -41,7 +41,7 @@ function damagePages(file, pages) {
   return bytes;
 }
 
-/** Two pages of the middle of `nodes`, and the rows that lie on other pages. */
+/** Returns two pages in the middle of `nodes` and the rows on the other pages. */
 function middleOfNodes(file) {
   return withDatabase(file, (db) => {
     const leaves = db
@@ -62,16 +62,19 @@ function middleOfNodes(file) {
   });
 }
 
-/** Whether an undo put the damaged pages back. It does so through SQLite, which counts a change in the header. */
+/**
+ * Checks that an undo put the damaged pages back. The undo uses SQLite, which changes a counter in
+ * the header.
+ */
 const isBack = (file, damaged) => readFileSync(file).subarray(100).equals(damaged.subarray(100));
 
-/** What a killed salvage might leave. */
+/** Returns the files that a killed salvage may leave. */
 const left = (root) =>
   readdirSync(path.join(root, '.kg')).filter((name) =>
     /^(restore-(staging|journal)|\.kg-)/.test(name),
   );
 
-test('a full-text index of FTS4 on sound pages is built again beside a damaged table', async () => {
+test('a full-text index of FTS4 on sound pages is rebuilt next to a damaged table', async () => {
   const { root, database } = makeProject({ nodes: 200, journalMode: 'delete' });
   withDatabase(database, (db) =>
     db.exec(
@@ -89,7 +92,7 @@ test('a full-text index of FTS4 on sound pages is built again beside a damaged t
 });
 
 for (const journalMode of ['wal', 'delete']) {
-  test(`pages of noise cost the rows on them and no others, in ${journalMode} mode`, async () => {
+  test(`pages of noise cost only the rows on them, in ${journalMode} mode`, async () => {
     const { root, database } = makeProject({ nodes: 2000, journalMode });
     const { pages, whole } = middleOfNodes(database);
     const edges = rowsOf(database, 'edges');
@@ -135,7 +138,7 @@ for (const journalMode of ['wal', 'delete']) {
       lostAndFound: null,
       unreadablePages: { count: 2 },
     });
-    // Edges from nodes that were lost are moved aside; all others are there.
+    // The repair moves edges of lost nodes to another table and keeps all others.
     const ids = new Set(whole.map((row) => row.id));
     expect(rowsOf(database, 'edges')).toEqual(edges.filter((edge) => ids.has(edge.source_id)));
     const removed = withDatabase(database, (db) =>
@@ -143,7 +146,7 @@ for (const journalMode of ['wal', 'delete']) {
     );
     expect(removed).toBe(edges.filter((edge) => !ids.has(edge.source_id)).length);
 
-    // Nothing is lost: the damaged file is kept, and in the backup.
+    // The damaged file is kept in two places: in restore-undo and in the backup.
     expect(readFileSync(salvage.kept).equals(damaged)).toBe(true);
     const manager = createBackupManager({ projectRoot: root });
     expect(await manager.verifyBackup(repaired.safetyBackup.path)).toBe(true);
@@ -156,7 +159,7 @@ for (const journalMode of ['wal', 'delete']) {
   });
 }
 
-test('a header of zeros costs no row, and repairMode saves them', async () => {
+test('a header of zeros costs no row, and repairMode saves all of them', async () => {
   const { root, database } = makeProject({ nodes: 500 });
   const before = { nodes: rowsOf(database), edges: rowsOf(database, 'edges') };
   const bytes = readFileSync(database);
@@ -170,7 +173,7 @@ test('a header of zeros costs no row, and repairMode saves them', async () => {
   expect(readFileSync(result.repair.actions[0].salvage.kept).equals(bytes)).toBe(true);
 });
 
-test('where the schema is lost, the documented tables are made and filled', async () => {
+test('if the schema is lost, the documented tables are created and filled', async () => {
   const { root, database } = makeProject({ nodes: 500 });
   const before = rowsOf(database);
   damagePages(database, [1]);
@@ -185,7 +188,7 @@ test('where the schema is lost, the documented tables are made and filled', asyn
   expect(integrityOf(database)).toBe('ok');
 });
 
-/** A damaged project whose last commit is in the WAL alone, as after a crash. */
+/** Makes a damaged project whose last commit is only in the WAL, as after a crash. */
 function crashed() {
   const { database } = makeProject({ nodes: 2000 });
   const { pages, whole } = middleOfNodes(database);
@@ -198,7 +201,7 @@ function crashed() {
   return { ...project, damaged, whole, wal: readFileSync(`${project.database}-wal`) };
 }
 
-test('what was committed to the WAL is saved too, and the WAL is kept beside the damaged database', async () => {
+test('content of the WAL is saved too, and the WAL is kept next to the damaged database', async () => {
   const { root, database, damaged, whole, wal } = crashed();
   const result = await new IntegrityChecker(root).runChecks({ repairMode: true });
   const [{ salvage }] = result.repair.actions;
@@ -210,7 +213,7 @@ test('what was committed to the WAL is saved too, and the WAL is kept beside the
   expect(result.healthy).toBe(true);
 });
 
-test('a database outside the project is replaced where it lies', async () => {
+test('a database outside the project is replaced in its place', async () => {
   const { root, database } = makeProject({ nodes: 1 });
   const outside = path.join(temporaryDirectory(), 'graph.db');
   fillDatabase(outside, { nodes: 2000 });
@@ -221,7 +224,7 @@ test('a database outside the project is replaced where it lies', async () => {
     JSON.stringify({ database: { path: outside } }),
   );
   const damaged = damagePages(outside, pages);
-  // Others may use it too, so it has to be named.
+  // Other projects may use this database, so the caller must name it.
   await expect(new IntegrityChecker(root).runChecks({ repairMode: true })).rejects.toMatchObject({
     code: 'KG_INVALID_OPTION',
   });
@@ -235,7 +238,7 @@ test('a database outside the project is replaced where it lies', async () => {
   expect(result.healthy).toBe(true);
 });
 
-test('a file of noise is refused with a sentence, and stays as it is byte for byte', async () => {
+test('a file of noise is refused with a message, and stays byte for byte', async () => {
   const { root, database } = makeProject({ nodes: 500, journalMode: 'delete' });
   let state = 1;
   const noise = Buffer.from(
@@ -258,7 +261,7 @@ test('a file of noise is refused with a sentence, and stays as it is byte for by
   expect(left(root)).toEqual([]);
 });
 
-test('on the command line: without --auto nothing is changed, with it one reads what came back', async () => {
+test('on the command line, nothing changes without --auto, and --auto reports the saved rows', async () => {
   const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
   const { pages, whole } = middleOfNodes(database);
   const damaged = damagePages(database, pages);
@@ -269,7 +272,7 @@ test('on the command line: without --auto nothing is changed, with it one reads 
   );
   expect(readFileSync(database).equals(damaged)).toBe(true);
   const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
-  // Rows are lost with their pages, so this is not a success.
+  // Rows are lost with their pages, so the status is not success.
   expect(done).toMatchObject({ status: 6 });
   expect(done.stdout).toMatch(/^Saved before the repair: .*\n +done +Salvage what can be read/);
   expect(done.stdout).toContain(`nodes: ${whole.length} rows saved, ${2000 - whole.length} lost\n`);
@@ -295,7 +298,7 @@ test('on the command line: without --auto nothing is changed, with it one reads 
 });
 
 for (const moment of ['restore-staging-', 'restore-journal', 'restore-undo']) {
-  test(`killed when ${moment} is there, it leaves the old files or the new one after the next run`, async () => {
+  test(`killed when ${moment} exists, it leaves the old files or the new one after the next run`, async () => {
     const { root, database, damaged, whole, wal } = crashed();
     const child = spawn(kgPath, ['diag', 'repair', '--auto'], { cwd: root, stdio: 'ignore' });
     onTestFinished(() => child.kill('SIGKILL'));
@@ -312,7 +315,7 @@ for (const moment of ['restore-staging-', 'restore-journal', 'restore-undo']) {
     const isOld = readFileSync(database).equals(damaged);
     if (isOld) expect(readFileSync(`${database}-wal`).equals(wal)).toBe(true);
     else expect(integrityOf(database)).toBe('ok');
-    // What was repaired before the kill is not lost once more.
+    // Rows that were repaired before the kill must not be lost again.
     expect((await kg(['diag', 'repair', '--auto'], { cwd: root })).status).toBe(isOld ? 6 : 0);
     expect(byText(rowsOf(database))).toEqual(byText(whole));
     expect(rowsOf(database, 'metadata')).toMatchObject([{ value: 'the WAL' }]);

@@ -1,4 +1,5 @@
-// One database with several names: it is read through the name whose WAL is in use, and saved once.
+// One database with several names. A backup reads it through the name whose WAL is in use and saves
+// it once.
 
 import {
   copyFileSync,
@@ -28,7 +29,7 @@ const ADD = (name) => `INSERT INTO metadata VALUES ('${name}', 'committed')`;
 const names = (database) =>
   withDatabase(database, (db) => db.prepare('SELECT key FROM metadata ORDER BY key').pluck().all());
 
-/** Backs up and restores elsewhere; `at` are paths in the restored project. */
+/** Makes a backup and restores it elsewhere. `at` returns paths in the restored project. */
 async function roundTrip(root, { args = [], status = 0, through = [] } = {}) {
   const base = path.join(root, '..');
   const command = [
@@ -62,7 +63,7 @@ async function roundTrip(root, { args = [], status = 0, through = [] } = {}) {
   return { target, at: (name) => path.join(target, '.kg', name), about, warnings };
 }
 
-/** A project whose graph has a second name, a hard link. */
+/** Makes a project whose graph has a hard link as its second name. */
 function linked(alias = 'plugins/glossary/alias.sqlite') {
   const project = makeProject();
   const other = path.join(project.root, '.kg', alias);
@@ -71,7 +72,7 @@ function linked(alias = 'plugins/glossary/alias.sqlite') {
   return { ...project, alias: other };
 }
 
-/** Commits through a name, and leaves the WAL: `live` or `killed`. */
+/** Commits through a name and leaves the WAL: `live` or `killed`. */
 async function commit(database, state, name = 'in the WAL') {
   const host = await startHost(database);
   await host.tell(ADD(name));
@@ -103,7 +104,7 @@ describe('the graph database with a hard link', () => {
     ['where no backup looks', 'cache/alias.sqlite', []],
     ['in a backup of the graph alone', 'plugins/alias.sqlite', ['--type', 'snapshot']],
   ]) {
-    test(`${where} is read through that, if its WAL is in use`, async () => {
+    test(`${where} is read through that name, if its WAL is in use`, async () => {
       const project = linked(alias);
       await commit(project.alias, 'live');
       const { at } = await roundTrip(project.root, { args });
@@ -112,7 +113,7 @@ describe('the graph database with a hard link', () => {
     });
   }
 
-  test('is read through the name that a killed writer left its journal next to', async () => {
+  test('is read through the name next to which a killed writer left its journal', async () => {
     const project = linked();
     withDatabase(project.database, (db) => db.pragma('journal_mode = delete'));
     const host = await startHost(project.alias);
@@ -128,7 +129,7 @@ describe('the graph database with a hard link', () => {
     expect(run('sqlite3', [at('knowledge.db'), 'PRAGMA integrity_check'])).toBe('ok\n');
   });
 
-  test('of which two names have a WAL is incomplete, and both are named', async () => {
+  test('with a WAL for each of two names makes the backup incomplete, and both are named', async () => {
     const project = linked();
     await commit(project.database, 'killed', 'one');
     copyFileSync(`${project.database}-wal`, `${project.alias}-wal`);
@@ -153,7 +154,7 @@ describe('the graph database with a hard link', () => {
     expect(strict.stderr).toContain('KG_INCOMPLETE');
   });
 
-  test('outside the project is said to have it', async () => {
+  test('is reported if it is outside the project', async () => {
     const project = makeProject();
     linkSync(project.database, path.join(temporaryDirectory(), 'other.db'));
     const { about } = await roundTrip(project.root, { args: ['--strict'] });
@@ -162,7 +163,7 @@ describe('the graph database with a hard link', () => {
     ]);
   });
 
-  test('is not called healthy if its other name has a WAL', async () => {
+  test('is not healthy if its other name has a WAL', async () => {
     const project = linked();
     await commit(project.alias, 'killed');
     const { status, stdout } = await kg(['diag', 'health', '--project', project.root, '--json']);
@@ -171,7 +172,7 @@ describe('the graph database with a hard link', () => {
     expect(stdout).toContain('alias.sqlite-wal');
   });
 
-  test('is restored over while a process has it open, which sees what was restored', async () => {
+  test('is restored while a process has it open, and that process sees the restored content', async () => {
     const project = linked();
     const backup = ['diag', 'backup', '--project', project.root, '--output', project.backups];
     expect(await kg(backup)).toMatchObject({ status: 0 });
@@ -196,7 +197,7 @@ describe('the graph database with a hard link', () => {
     expect(await host.tell('SELECT key FROM metadata')).toEqual([{ key: 'in the WAL' }]);
   });
 
-  test('is not restored over while a process has its other name open', async () => {
+  test('is not restored while a process has its other name open', async () => {
     const project = linked();
     expect(
       await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
@@ -218,7 +219,7 @@ describe('the graph database with a hard link', () => {
     expect(await host.tell('SELECT key FROM metadata')).toEqual([{ key: 'in the WAL' }]);
   });
 
-  test('is not restored over while a name that the backup does not hold has a WAL', async () => {
+  test('is not restored while a name outside the backup has a WAL', async () => {
     const project = linked('cache/alias.sqlite');
     expect(
       await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
@@ -237,13 +238,13 @@ describe('the graph database with a hard link', () => {
       status: 3,
       stderr: expect.stringContaining('cache/alias.sqlite'),
     });
-    // As a file of its own, it leaves the other name what that had.
+    // With --force, the database becomes a separate file and the other name keeps its content.
     expect(await kg([...restore, '--force'])).toMatchObject({ status: 0 });
     expect(names(project.database)).toEqual([]);
     expect(names(project.alias)).toEqual(['in the WAL']);
   });
 
-  test('that an earlier release saved twice is restored over its two names', async () => {
+  test('that an earlier release saved twice is restored over both names', async () => {
     const project = makeProject();
     const alias = path.join(project.root, '.kg/plugins/alias.sqlite');
     copyFileSync(project.database, alias);
@@ -266,7 +267,7 @@ describe('the graph database with a hard link', () => {
       expect(run('sqlite3', [database, 'PRAGMA integrity_check'])).toBe('ok\n');
   });
 
-  test('is saved by incremental backups too, before and after it got the link', async () => {
+  test('is saved by incremental backups too, before and after it gets the link', async () => {
     const project = makeProject();
     const { at: before } = await roundTrip(project.root);
     expect(names(before('knowledge.db'))).toEqual([]);
@@ -280,7 +281,7 @@ describe('the graph database with a hard link', () => {
     expect(names(again('plugins/alias.sqlite'))).toEqual(['one', 'two']);
   });
 
-  test('that is damaged is saved once, with the WAL of the name that is used', async () => {
+  test('that is damaged is saved once, with the WAL of the name in use', async () => {
     const project = linked();
     await commit(project.alias, 'killed');
     truncateSync(project.database, 4096 * 3);
@@ -289,7 +290,7 @@ describe('the graph database with a hard link', () => {
     expect(lstatSync(at('plugins/glossary/alias.sqlite')).isSymbolicLink()).toBe(true);
   });
 
-  test.skipIf(!isRoot)('is one with a bind mount of it', async () => {
+  test.skipIf(!isRoot)('counts as one with its bind mount', async () => {
     const project = makeProject();
     const mounted = path.join(project.root, '.kg/plugins/x.db');
     writeFileSync(mounted, '');
@@ -314,7 +315,7 @@ describe('the graph database with a hard link', () => {
   });
 });
 
-test('the graph database outside the project is opened once, if a name of it lies in the project', async () => {
+test('a graph database outside the project is opened once, even if it has a name in the project', async () => {
   const { root, database } = makeProject();
   const outside = path.join(temporaryDirectory(), 'graph.db');
   renameSync(database, outside);
@@ -330,7 +331,7 @@ test('the graph database outside the project is opened once, if a name of it lie
   expect(about('KG_WARN_SAME_FILE')).toMatchObject([{ path: '.kg/plugins/alias.db' }]);
 });
 
-test('a project in a linked .kg names its files as they are in .kg', async () => {
+test('a project with a linked .kg uses the file names inside .kg', async () => {
   const { root, alias } = linked();
   const real = path.join(temporaryDirectory(), 'state');
   cpSync(path.join(root, '.kg'), real, { recursive: true });
@@ -360,7 +361,7 @@ describe('symbolic links', () => {
     expect(warnings).toEqual([]);
   });
 
-  test('to the graph database that are absolute lead to it where it is restored', async () => {
+  test('to the graph database that are absolute lead to the restored database', async () => {
     const { root, database } = makeProject();
     symlinkSync(database, path.join(root, '.kg/plugins/graph.db'));
     const { at, about } = await roundTrip(root, { args: ['--strict'] });
@@ -368,7 +369,7 @@ describe('symbolic links', () => {
     expect(about('KG_WARN_SAME_FILE')).toHaveLength(1);
   });
 
-  test('that the configuration names lead to a database in the project, which stays where it can be found', async () => {
+  test('named by the configuration lead to a database in the project, which keeps its place', async () => {
     const { root, database } = makeProject();
     mkdirSync(path.join(root, '.kg/store'));
     renameSync(database, path.join(root, '.kg/store/real.db'));
@@ -387,7 +388,7 @@ describe('another database with two names', () => {
     ['vectors.db', 'plugins/vectors-copy.db'],
   ]) {
     for (const used of [first, second]) {
-      test(`is saved under ${used} of ${first} and ${second}, if that has the WAL`, async () => {
+      test(`is saved under ${used} of ${first} and ${second}, if that name has the WAL`, async () => {
         const { root } = makeProject();
         const at = (name) => path.join(root, '.kg', name);
         [first, second].forEach((name) => mkdirSync(path.dirname(at(name)), { recursive: true }));
@@ -404,7 +405,7 @@ describe('another database with two names', () => {
   }
 });
 
-test('a file that is no database is saved under each of its names', async () => {
+test('a file that is not a database is saved under each of its names', async () => {
   const { root } = makeProject();
   linkSync(
     path.join(root, '.kg/plugins/glossary/terms.json'),

@@ -1,4 +1,4 @@
-// BackupScheduler with real backups and a clock that the tests set.
+// BackupScheduler with real backups and a clock that the tests control.
 
 import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, rmSync } from 'node:fs';
@@ -15,7 +15,10 @@ const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
 
-/** A project, its manager, and a scheduler with a clock of its own, which begins at half past an hour; its callbacks are recorded. */
+/**
+ * Makes a project, its manager and a scheduler that records its callbacks. Its own clock starts at
+ * half past an hour.
+ */
 function setUp({ config = {}, start = nextHour(Date.now()) - 30 * MINUTE, ...options } = {}) {
   const project = makeProject();
   const manager = createBackupManager({
@@ -49,7 +52,7 @@ function setUp({ config = {}, start = nextHour(Date.now()) - 30 * MINUTE, ...opt
   };
 }
 
-/** Starts it and waits until it has looked at what exists. */
+/** Starts the scheduler and waits until it has looked for existing backups. */
 async function begin(scheduler, clock) {
   scheduler.start();
   await until(
@@ -61,7 +64,7 @@ async function begin(scheduler, clock) {
 const nextHour = (time) => Math.floor(time / HOUR + 1) * HOUR;
 
 describe('a started scheduler', () => {
-  test('makes a backup at each time that the schedule names', async () => {
+  test('makes a backup at each scheduled time', async () => {
     const { scheduler, clock, settled, told, manager, begin } = setUp();
     await begin();
     const first = nextHour(clock.time);
@@ -85,7 +88,7 @@ describe('a started scheduler', () => {
     });
   });
 
-  test('never waits longer than a minute, so that long waits, sleeps and clocks that are set do no harm', async () => {
+  test('never waits longer than a minute, so long waits, sleep and clock changes do no harm', async () => {
     const { scheduler, clock, settled, begin } = setUp({ schedule: '0 0 1 1 *' });
     await begin();
     clock.advance(3 * HOUR);
@@ -98,7 +101,7 @@ describe('a started scheduler', () => {
     expect(scheduler.status().runs).toBe(1);
   });
 
-  test('makes up once for all that was missed while the machine slept, or not at all where that is not wanted', async () => {
+  test('makes one backup for all runs missed during sleep, or none with catchUp off', async () => {
     for (const [catchUp, runs] of [
       [true, 1],
       [false, 0],
@@ -111,7 +114,7 @@ describe('a started scheduler', () => {
     }
   });
 
-  test('makes up at its start for what was missed while no process ran', async () => {
+  test('makes one backup at its start for runs missed while no process ran', async () => {
     const { scheduler, clock, settled, manager, begin } = setUp();
     await manager.createBackup();
     clock.time += 2 * DAY;
@@ -121,7 +124,7 @@ describe('a started scheduler', () => {
     expect(await manager.listBackups()).toHaveLength(2);
   });
 
-  test('leaves the backups of other projects in the same directory out of account', async () => {
+  test('ignores backups of other projects in the same directory', async () => {
     const other = makeProject();
     const { clock, begin, scheduler, backups } = setUp();
     await createBackupManager({ projectRoot: other.root, backupDir: backups }).createBackup();
@@ -130,7 +133,7 @@ describe('a started scheduler', () => {
     expect(scheduler.status()).toMatchObject({ running: null, runs: 0 });
   });
 
-  test('makes incremental backups, and a full one every so many days', async () => {
+  test('makes incremental backups, and a full one at the configured interval of days', async () => {
     const { clock, settled, told, begin } = setUp({
       schedule: '0 0 * * *',
       type: 'incremental',
@@ -141,7 +144,8 @@ describe('a started scheduler', () => {
       clock.advance(DAY);
       await settled(run);
     }
-    // Archives bear the real time: by the clock of the scheduler the first one is from today, then a day older each day.
+    // Archives have real timestamps. The fake clock sees the first one as made today, and later
+    // ones as a day older each day.
     expect(told.successes.map((backup) => backup.type)).toEqual([
       'full',
       'incremental',
@@ -150,7 +154,7 @@ describe('a started scheduler', () => {
     ]);
   });
 
-  test('makes a full backup where the chain is not whole', async () => {
+  test('makes a full backup if the chain is incomplete', async () => {
     const { clock, settled, told, begin, manager } = setUp({ type: 'incremental' });
     await begin();
     for (let run = 1; run <= 3; run += 1) {
@@ -161,7 +165,7 @@ describe('a started scheduler', () => {
     expect(told.successes.map((backup) => backup.type)).toEqual(['full', 'incremental', 'full']);
   });
 
-  test('waits in one run for another writer of the store, however many times pass', async () => {
+  test('waits in one run for another writer of the store, however many scheduled times pass', async () => {
     const { scheduler, clock, settled, manager, begin } = setUp({ schedule: '* * * * *' });
     await begin();
     let begun = false;
@@ -179,7 +183,7 @@ describe('a started scheduler', () => {
     expect(await manager.listBackups()).toHaveLength(2);
   });
 
-  test('jitter delays each run by less than it says, and nextRun() tells the delayed time', async () => {
+  test('jitter delays each run by less than its limit, and nextRun() includes the delay', async () => {
     const { scheduler, clock, begin } = setUp({ jitter: 30 * MINUTE });
     await begin();
     const time = nextHour(clock.time);
@@ -194,7 +198,7 @@ describe('a started scheduler', () => {
 });
 
 describe('failures', () => {
-  /** Backups fail until `mend` is called. */
+  /** Makes backups fail until the test calls `mend`. */
   function broken(options) {
     const state = setUp({ retries: 2, retryDelay: MINUTE, ...options });
     const hidden = path.join(state.root, 'hidden');
@@ -224,7 +228,7 @@ describe('failures', () => {
     expect(scheduler.nextRun().getTime() % HOUR).toBe(0);
   });
 
-  test('that a retry mends are not reported', async () => {
+  test('are not reported if a retry succeeds', async () => {
     const { scheduler, clock, settled, told, begin, mend } = broken();
     await begin();
     clock.advance(HOUR);
@@ -236,7 +240,7 @@ describe('failures', () => {
     expect(scheduler.status().consecutiveFailures).toBe(0);
   });
 
-  test('are reported when the next time comes before their retry, and when stop() prevents it', async () => {
+  test('are reported if the next scheduled time precedes the retry, or if stop() prevents it', async () => {
     const { scheduler, clock, settled, told, begin } = broken({ retryDelay: HOUR });
     await begin();
     clock.advance(HOUR);
@@ -249,7 +253,7 @@ describe('failures', () => {
     expect(told.failures).toHaveLength(2);
   });
 
-  test('of a callback become a warning of the process and change nothing', async () => {
+  test('of a callback become a process warning and change nothing else', async () => {
     const warnings = [];
     const onWarning = (warning) => warnings.push(warning);
     process.on('warning', onWarning);
@@ -274,7 +278,7 @@ describe('failures', () => {
 });
 
 describe('runNow', () => {
-  test('makes a backup at once, also before the start, and resolves to it', async () => {
+  test('makes a backup at once, even before the start, and resolves to it', async () => {
     const { scheduler, told, clock } = setUp();
     const backup = await scheduler.runNow();
     expect(told.successes).toEqual([backup]);
@@ -286,7 +290,7 @@ describe('runNow', () => {
     });
   });
 
-  test('never overlaps: a call during a run waits for it, and calls that wait share one', async () => {
+  test('never overlaps: a call waits for the current run, and waiting calls share the next one', async () => {
     const { scheduler, manager } = setUp();
     const backups = await Promise.all([scheduler.runNow(), scheduler.runNow(), scheduler.runNow()]);
     expect(backups[2]).toBe(backups[1]);
@@ -294,7 +298,7 @@ describe('runNow', () => {
     expect(await manager.listBackups()).toHaveLength(2);
   });
 
-  test('rejects with what went wrong, without a retry', async () => {
+  test('rejects with the error, without a retry', async () => {
     const { scheduler, root, told } = setUp();
     rmSync(path.join(root, '.kg'), { recursive: true });
     await expect(scheduler.runNow()).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
@@ -304,7 +308,7 @@ describe('runNow', () => {
 });
 
 describe('stop', () => {
-  test('waits for the run in progress, and nothing happens after it', async () => {
+  test('waits for the current run, and starts no other', async () => {
     const { scheduler, clock, told, begin } = setUp();
     await begin();
     clock.advance(HOUR);
@@ -321,7 +325,7 @@ describe('stop', () => {
     expect(scheduler.nextRun()).toBeNull();
   });
 
-  test('with abort ends the run in progress, which leaves nothing and is no failure', async () => {
+  test('with abort ends the current run, which leaves no files and does not count as a failure', async () => {
     const { scheduler, clock, told, begin, backups } = setUp();
     await begin();
     clock.advance(HOUR);
@@ -335,7 +339,7 @@ describe('stop', () => {
     expect(scheduler.status().lastRun.error).toMatchObject({ name: 'AbortError' });
   });
 
-  test('right after start() prevents everything, and a scheduler can be started again', async () => {
+  test('right after start() prevents every run, and a scheduler can be started again', async () => {
     const { scheduler, clock, settled, begin } = setUp();
     scheduler.start();
     await scheduler.stop();
@@ -345,7 +349,7 @@ describe('stop', () => {
   });
 });
 
-describe('a wrong option is refused at once', () => {
+describe('an invalid option is refused at once', () => {
   const cases = [
     [{ schedule: '61 * * * *' }, /Field 1 .* the minute `61`/],
     [{ schedule: 'daily' }, /1 fields instead of five or six/],
@@ -381,7 +385,7 @@ describe('a wrong option is refused at once', () => {
 });
 
 describe('manager.scheduler()', () => {
-  test('takes schedule from the configuration, whose callbacks are called once for each backup', async () => {
+  test('uses the configured schedule, and calls the configured callbacks once per backup', async () => {
     const [onSuccess, onFailure] = [vi.fn(), vi.fn()];
     const { root, backups } = makeProject();
     const manager = createBackupManager({
@@ -403,7 +407,7 @@ describe('manager.scheduler()', () => {
     expect(onFailure).not.toHaveBeenCalled();
   });
 
-  test('needs a schedule, and the configuration refuses a wrong one', () => {
+  test('requires a schedule, and the configuration refuses an invalid one', () => {
     const { root } = makeProject();
     expect(() => createBackupManager({ projectRoot: root }).scheduler()).toThrow(
       /needs a `schedule`/,
@@ -414,7 +418,7 @@ describe('manager.scheduler()', () => {
   });
 });
 
-describe('the process', () => {
+describe('a process', () => {
   const script = (keepAlive) => `
     const { BackupScheduler, createBackupManager } = require('@weavelogic/knowledge-graph-agent');
     const backupManager = createBackupManager({ projectRoot: process.argv[1] });
@@ -428,11 +432,11 @@ describe('the process', () => {
       ...options,
     });
 
-  test('ends though a scheduler is started, as the guide starts one', () => {
+  test('ends although the scheduler of the guide is started', () => {
     expect(start(false, { timeout: 30_000 })).toMatch(/^\d{4}-.*Z\n$/);
   });
 
-  test('goes on with keepAlive', () => {
+  test('continues with keepAlive', () => {
     expect(() => start(true, { timeout: 2000 })).toThrow(
       expect.objectContaining({ code: 'ETIMEDOUT' }),
     );

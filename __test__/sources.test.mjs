@@ -1,4 +1,4 @@
-// Databases that are not at their best when they are saved.
+// Databases that are damaged, locked, linked or in other unusual states during a backup.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -46,7 +46,7 @@ function overwrite(file, at, bytes) {
 }
 
 describe('a damaged database', () => {
-  test('is saved with every byte that may mean something, with a warning and its findings in the manifest', async () => {
+  test('is saved with every byte that may have meaning, a warning, and its findings in the manifest', async () => {
     const project = makeProject({ nodes: 3000 });
     const noise = Buffer.alloc(40_000, 0xa5);
     overwrite(project.database, Math.floor(statSync(project.database).size / 2), noise);
@@ -57,7 +57,7 @@ describe('a damaged database', () => {
       { code: 'KG_WARN_SOURCE_DAMAGED', path: '.kg/knowledge.db' },
     ]);
     const [before, after] = [project.database, restored].map((file) => readFileSync(file));
-    // What pages do not use is zero in backups.
+    // A backup replaces unused bytes of a page with zeros.
     expect(after.equals(before.map((byte, at) => (after[at] === 0 ? 0 : byte)))).toBe(true);
     const at = Math.floor(before.length / 2);
     expect(after.subarray(at, at + noise.length).equals(noise)).toBe(true);
@@ -100,7 +100,7 @@ describe('a damaged database', () => {
   });
 });
 
-test('a hot journal that a killed writer left is rolled back in the backup and stays as it is in the project', async () => {
+test('the hot journal of a killed writer is rolled back in the backup and kept in the project', async () => {
   const project = makeProject({ journalMode: 'delete', nodes: 2000 });
   const script = `
     const db = require('better-sqlite3')(process.argv[1]);
@@ -126,7 +126,7 @@ test('a hot journal that a killed writer left is rolled back in the backup and s
   expect(fingerprint(project.root)).toEqual(before);
 });
 
-test('an empty database is saved as one', async () => {
+test('an empty database is saved as an empty database', async () => {
   const project = makeProject();
   for (const suffix of ['', '-wal', '-shm']) rmSync(project.database + suffix, { force: true });
   writeFileSync(project.database, '');
@@ -167,7 +167,7 @@ test('a database outside the project is saved, and restored elsewhere into .kg',
   expect(run('sqlite3', [outside, 'SELECT count(*) FROM edges'])).toBe('199\n');
 });
 
-test('neither a linked .kg nor an old database beside one outside makes a backup that cannot be restored', async () => {
+test('a linked .kg, or an old database in the project besides an outside one, can be restored', async () => {
   const linked = makeProject();
   const real = path.join(temporaryDirectory(), 'state');
   run('mv', [path.join(linked.root, '.kg'), real]);
@@ -190,7 +190,7 @@ test('neither a linked .kg nor an old database beside one outside makes a backup
   expect(count(path.join(path.dirname(restored), 'graph-1.db'))).toBe('1\n');
 });
 
-test('the WAL of a database that is left out is left out too', async () => {
+test('the WAL of an excluded database is excluded too', async () => {
   const project = makeProject();
   const other = path.join(project.root, '.kg/other.db');
   const db = new Database(other);
@@ -204,7 +204,7 @@ test('the WAL of a database that is left out is left out too', async () => {
   expect(entries).toContain('files/notes-journal');
 });
 
-test('a project of hundreds of databases is saved whole', async () => {
+test('a project of hundreds of databases is saved completely', async () => {
   const project = makeProject();
   const dir = path.join(project.root, '.kg/plugins/many');
   mkdirSync(dir);
@@ -216,7 +216,7 @@ test('a project of hundreds of databases is saved whole', async () => {
   expect([stats.totalFiles, warnings]).toEqual([304, []]);
 });
 
-test('files of every size come back with content, mode and time', async () => {
+test('files of every size are restored with content, mode and time', async () => {
   const project = makeProject();
   const dir = path.join(project.root, '.kg/plugins/sizes');
   mkdirSync(dir);
@@ -235,7 +235,7 @@ test('files of every size come back with content, mode and time', async () => {
   }
 });
 
-test('a database that another process keeps locked is waited for, then named', async () => {
+test('a backup waits for a database that another process locks, and then names it', async () => {
   const project = makeProject({ journalMode: 'delete' });
   const db = new Database(project.database);
   onTestFinished(() => db.close());
@@ -247,7 +247,7 @@ test('a database that another process keeps locked is waited for, then named', a
   expect((await waiting).integrity.status).toBe('ok');
 });
 
-test('a store that another writer keeps is waited for, then its holder is named', async () => {
+test('a backup waits for another writer of the store, and then names the lock holder', async () => {
   const project = makeProject();
   const first = await managerOf(project).createBackup();
   const lock = spawn('flock', [

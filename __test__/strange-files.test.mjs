@@ -1,5 +1,5 @@
-// Pipes, devices, links and files with several names where a project or a store has a file of its own: no command waits for
-// one, reads one without end, or writes through one.
+// Pipes, devices, links and files with several names in the places of the files of a project or
+// store. No command waits for one, reads one without end, or writes through one.
 
 import {
   linkSync,
@@ -17,7 +17,10 @@ import { describe, expect, test } from 'vitest';
 import { kg, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
-/** A project with a backup, a restore that can be undone, settings, a history, and an empty log. */
+/**
+ * Makes a project with a backup, a restore that can be undone, settings, a history and an empty
+ * log.
+ */
 async function used() {
   const project = makeProject({ nodes: 20 });
   const { root } = project;
@@ -39,7 +42,7 @@ async function used() {
   return { ...project, archive, undo };
 }
 
-/** What commands read or write of their own, below `.kg`. */
+/** The files below `.kg` that commands read or write for their own use. */
 const OWN = ({ archive, undo }) => [
   'config.json',
   'hooks.json',
@@ -80,7 +83,7 @@ const COMMANDS = [
   ['serve', '--stop'],
 ];
 
-/** Runs every command; what takes so long hangs. */
+/** Runs every command. A command that exceeds the time limit is considered to hang. */
 async function runAll({ root }) {
   const hung = [];
   for (const args of COMMANDS) {
@@ -96,7 +99,7 @@ async function runAll({ root }) {
 }
 
 describe.each(['a pipe', '/dev/zero'])('%s in the place of a file', (what) => {
-  test('is waited for and read without end by no command', async () => {
+  test('blocks no command and is not read without end', async () => {
     const project = await used();
     const whole = temporaryDirectory();
     run('cp', ['-a', `${project.root}/.`, whole]);
@@ -113,7 +116,7 @@ describe.each(['a pipe', '/dev/zero'])('%s in the place of a file', (what) => {
 });
 
 test.each(['-wal', '-shm', '-journal'])(
-  'a %s that has another name is not written by a restore, which moves it away',
+  'a %s with a second name is not written by a restore, which moves it away',
   async (suffix) => {
     const { root, database } = await used();
     const victim = path.join(temporaryDirectory(), 'victim');
@@ -127,7 +130,10 @@ test.each(['-wal', '-shm', '-journal'])(
   },
 );
 
-/** What is written in place, by which command: all else is written under another name, which then takes the place of what is there. */
+/**
+ * Files that are written in place, and the command that writes each. All others are replaced by a
+ * rename.
+ */
 const WRITTEN = {
   'config.lock': ['config', 'set', 'backup.maxBackups', '8'],
   'backup-service.lock': ['serve', '--all'],
@@ -136,39 +142,37 @@ const WRITTEN = {
   'backups/.kg-store.lock': ['diag', 'backup'],
 };
 
-describe.each(Object.entries(WRITTEN))(
-  '%s that is another name of something else',
-  (name, args) => {
-    test.each([
-      ['a symbolic link', symlinkSync],
-      ['a hard link', linkSync],
-    ])('as %s is not written through, and that is said', async (_, link) => {
-      const project = await used();
-      for (const setting of [
-        ['schedule', '0 2 * * *'],
-        ['enabled', 'true'],
-        ['listen', 'off'],
-      ]) {
-        await kg(['config', 'set', `backup.${setting[0]}`, setting[1]], { cwd: project.root });
-      }
-      const at = path.join(project.root, '.kg', name);
-      rmSync(at, { force: true });
-      const victim = path.join(temporaryDirectory(), 'victim.db');
-      withDatabase(victim, (db) => db.exec('CREATE TABLE t (a)'));
-      const state = () => [
-        readFileSync(victim),
-        statSync(victim).mtimeMs,
-        statSync(victim).uid,
-        statSync(victim).mode,
-      ];
-      const before = state();
-      link(victim, at);
-      const { status, stderr } = await kg(args, { cwd: project.root, timeout: 20_000 });
-      expect(stderr).toContain(`${at} was not used: it `);
-      // A backup is as good without its line in the history. A service that is started says why it ended.
-      const statuses = name === 'cache/backup-runs.lock' ? [0] : args[0] === 'serve' ? [1, 4] : [4];
-      expect(statuses).toContain(status);
-      expect(state()).toEqual(before);
-    });
-  },
-);
+describe.each(Object.entries(WRITTEN))('%s that is another name of another file', (name, args) => {
+  test.each([
+    ['a symbolic link', symlinkSync],
+    ['a hard link', linkSync],
+  ])('as %s is not written through, and a message says so', async (_, link) => {
+    const project = await used();
+    for (const setting of [
+      ['schedule', '0 2 * * *'],
+      ['enabled', 'true'],
+      ['listen', 'off'],
+    ]) {
+      await kg(['config', 'set', `backup.${setting[0]}`, setting[1]], { cwd: project.root });
+    }
+    const at = path.join(project.root, '.kg', name);
+    rmSync(at, { force: true });
+    const victim = path.join(temporaryDirectory(), 'victim.db');
+    withDatabase(victim, (db) => db.exec('CREATE TABLE t (a)'));
+    const state = () => [
+      readFileSync(victim),
+      statSync(victim).mtimeMs,
+      statSync(victim).uid,
+      statSync(victim).mode,
+    ];
+    const before = state();
+    link(victim, at);
+    const { status, stderr } = await kg(args, { cwd: project.root, timeout: 20_000 });
+    expect(stderr).toContain(`${at} was not used: it `);
+    // A backup succeeds without its line in the history. A service that cannot start reports the
+    // reason.
+    const statuses = name === 'cache/backup-runs.lock' ? [0] : args[0] === 'serve' ? [1, 4] : [4];
+    expect(statuses).toContain(status);
+    expect(state()).toEqual(before);
+  });
+});

@@ -1,4 +1,4 @@
-// Nothing of ours is needed to get out: a full backup opens with the tools of any system.
+// A full backup can be opened without this tool, with standard programs of any system.
 
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
@@ -62,7 +62,7 @@ test('gzip, pigz and zlib decompress it to the same bytes', async () => {
   }
 });
 
-test('the manifest is the one of the guide, inside the archive and beside it', async () => {
+test('the manifest and the sidecar have the form that the guide describes', async () => {
   const { made } = await backup({ description: 'Scheduled backup' });
   const inside = JSON.parse(run('tar', ['-xzOf', made.path, 'manifest.json']));
   expect(inside).toMatchObject({
@@ -100,7 +100,7 @@ test('the manifest is the one of the guide, inside the archive and beside it', a
   });
 });
 
-test('names that tar and sha256sum must escape or store apart come through', async () => {
+test('names that tar and sha256sum must escape or store separately are preserved', async () => {
   const { root, backups } = makeProject();
   const names = [
     'with space',

@@ -1,4 +1,4 @@
-// Full backups that take over what did not change from an earlier archive, and archives of zstd.
+// Full backups that reuse unchanged blocks of an earlier archive, and archives with zstd.
 
 import { execFileSync } from 'node:child_process';
 import { readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
@@ -10,7 +10,7 @@ import { expect, test } from 'vitest';
 
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
-/** A project whose database has some megabytes, in a store of its own. */
+/** Makes a project with a database of some megabytes and a separate store. */
 function large() {
   const { root: projectRoot, database, backups: backupDir } = makeProject();
   const db = new Database(database);
@@ -41,7 +41,7 @@ function dump(file) {
 }
 
 for (const compression of ['gzip', 'zstd']) {
-  test(`a full backup takes over what did not change, and is whole without the one that it took it from: ${compression}`, async () => {
+  test(`a full backup reuses unchanged blocks and does not depend on the earlier archive: ${compression}`, async () => {
     const { projectRoot, manager } = large();
     const backups = manager({ compression });
     const first = await backups.createBackup();
@@ -62,7 +62,7 @@ for (const compression of ['gzip', 'zstd']) {
   });
 }
 
-test('where nothing changed, nearly everything is taken over, by a snapshot too', async () => {
+test('nearly every block is reused if nothing changed, also by a snapshot', async () => {
   const { manager } = large();
   const backups = manager();
   await backups.createBackup();
@@ -74,7 +74,7 @@ test('where nothing changed, nearly everything is taken over, by a snapshot too'
   }
 });
 
-test('a database that changed under its old size and time is saved as it is', async () => {
+test('a changed database with its old size and time is saved correctly', async () => {
   const { projectRoot, manager } = large();
   const database = path.join(projectRoot, '.kg/knowledge.db');
   const then = new Date('2026-01-01T00:00:00Z');
@@ -91,7 +91,7 @@ test('a database that changed under its old size and time is saved as it is', as
   expect(dump(path.join(targetDir, '.kg/knowledge.db'))).toBe(dump(database));
 });
 
-test('what is known of pages may be lost: nothing but time is', async () => {
+test('lost page hashes only cost time', async () => {
   const { projectRoot, manager } = large();
   await manager().createBackup();
   rmSync(path.join(projectRoot, '.kg/cache'), { recursive: true });
@@ -100,7 +100,7 @@ test('what is known of pages may be lost: nothing but time is', async () => {
   expect(await manager().verifyBackup(again.id)).toBe(true);
 });
 
-test('nothing is taken over from an archive that was damaged, or that is compressed otherwise', async () => {
+test('no block of a damaged archive, or of one with another compression, is reused', async () => {
   const { manager } = large();
   const first = await manager().createBackup();
   for (const config of [{ compressionLevel: 9 }, { compression: 'zstd' }, { compression: false }]) {
@@ -115,7 +115,7 @@ test('nothing is taken over from an archive that was damaged, or that is compres
   expect(await manager().verifyBackup(next.id)).toBe(true);
 });
 
-test('an archive damaged behind its manifest gives nothing to the next backup', async () => {
+test('no block of an archive that was damaged after its manifest was written is reused', async () => {
   const { manager } = large();
   const first = await manager().createBackup();
   const archive = readFileSync(first.path);
@@ -133,7 +133,7 @@ test('an archive damaged behind its manifest gives nothing to the next backup', 
   expect(await manager().verifyBackup(first.id)).toBe(false);
 });
 
-test('an archive of zstd opens with zstd and tar, and its checksums agree', async () => {
+test('an archive with zstd opens with zstd and tar, and its checksums agree', async () => {
   const { projectRoot, manager } = large();
   const { path: archive } = await manager({ compression: 'zstd' }).createBackup();
   expect(archive).toMatch(/kg-backup-[0-9-]+\.tar\.zst$/);
@@ -148,7 +148,7 @@ test('an archive of zstd opens with zstd and tar, and its checksums agree', asyn
   );
 });
 
-test('an incremental backup may rest on one of another compression', async () => {
+test('an incremental backup may have a base with another compression', async () => {
   const { projectRoot, manager } = large();
   await manager({ compression: 'zstd' }).createBackup();
   change(projectRoot, `UPDATE notes SET text = 'changed' WHERE id = 7`);
@@ -161,7 +161,7 @@ test('an incremental backup may rest on one of another compression', async () =>
   );
 });
 
-test('every changed byte of an archive of zstd is found', async () => {
+test('every changed byte of an archive with zstd is detected', async () => {
   const { backupDir, manager } = large();
   const { path: archive } = await manager({
     compression: 'zstd',

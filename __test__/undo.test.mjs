@@ -1,4 +1,5 @@
-// What a restore replaced can be put back: into a live database too, whole or not at all, and back again.
+// An undo puts back the files that a restore replaced, also in a live database. It is complete or
+// has no effect, and can be undone.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -52,7 +53,7 @@ const titles = (file) =>
 
 for (const journalMode of ['wal', 'delete']) {
   describe(`in ${journalMode} mode`, () => {
-    test('a connection that is open through a restore and its undo sees first the one, then the other', async () => {
+    test('a connection that stays open sees first the restored content and then the old one', async () => {
       const { manager, database, backup, at } = await setUp({ journalMode, nodes: 500 });
       const db = new Database(database);
       onTestFinished(() => db.close());
@@ -83,7 +84,7 @@ for (const journalMode of ['wal', 'delete']) {
       expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
     });
 
-    test('a process that keeps writing goes on through a restore and its undo', async () => {
+    test('a process that writes all the time continues through a restore and its undo', async () => {
       const { manager, database } = await setUp({ journalMode, nodes: 500 });
       const writer = await startWriter(database);
       await manager.restore({ backupId: 'latest', overwrite: true });
@@ -101,7 +102,7 @@ for (const journalMode of ['wal', 'delete']) {
   });
 }
 
-test('after several restores each can be undone in turn, back to what was before the first', async () => {
+test('several restores can be undone in turn, back to the state before the first', async () => {
   const { manager, root, backup, at } = await setUp();
   writeFileSync(at('config.json'), '{"theme":"second"}');
   const second = await manager.createBackup();
@@ -112,7 +113,8 @@ test('after several restores each can be undone in turn, back to what was before
   expect(readFileSync(at('config.json'), 'utf8')).toContain('second');
   await manager.undoRestore();
   expect(readFileSync(at('config.json'), 'utf8')).toContain('dark');
-  // The one before was taken for the undo of the undo.
+  // The undo consumed the newest record and left one for its own undo, so `earlier` names the
+  // restore before.
   expect((await manager.undoRestore({ earlier: true, dryRun: true })).id).toBe(backup.id);
   const further = await kg(['diag', 'restore', '--undo', '--earlier'], { cwd: root });
   expect(further).toMatchObject({
@@ -123,7 +125,7 @@ test('after several restores each can be undone in turn, back to what was before
   await expect(manager.undoRestore({ earlier: true })).rejects.toMatchObject({
     code: 'KG_NOTHING_TO_UNDO',
   });
-  // Taken back, an undo is a restore again.
+  // An undo of an undo is a restore again.
   for (const expected of ['dark', 'live']) {
     await manager.undoRestore();
     expect(readFileSync(at('config.json'), 'utf8')).toContain(expected);
@@ -136,7 +138,7 @@ test('after several restores each can be undone in turn, back to what was before
   expect(contents(root)).toEqual(live);
 });
 
-test('an undo of an undo brings the restored state back, as often as one likes', async () => {
+test('an undo of an undo brings the restored state back, any number of times', async () => {
   const { manager, root, database, at } = await setUp();
   withDatabase(database, (db) => db.exec('DELETE FROM edges'));
   writeFileSync(at('config.json'), '{"theme":"light"}');
@@ -170,7 +172,7 @@ test('restores are undone newest first', async () => {
   await expect(manager.undoRestore()).rejects.toMatchObject({ code: 'KG_NOTHING_TO_UNDO' });
 });
 
-test('a damaged database comes back as damaged as it was, with its WAL', async () => {
+test('a damaged database comes back in its damaged state, with its WAL', async () => {
   const { manager, database, at } = await setUp();
   writeFileSync(database, 'noise');
   writeFileSync(`${database}-wal`, 'noise of a WAL');
@@ -185,7 +187,7 @@ test('a damaged database comes back as damaged as it was, with its WAL', async (
   expect(existsSync(at('restore-journal.json'))).toBe(false);
 });
 
-test('files that were only added are taken away again, and kept', async () => {
+test('files that a restore only added are removed, and kept in the safety copy', async () => {
   const { manager, at } = await setUp();
   rmSync(at('plugins'), { recursive: true });
   const restored = await manager.restore({ backupId: 'latest', paths: ['plugins/**'] });
@@ -197,7 +199,7 @@ test('files that were only added are taken away again, and kept', async () => {
   expect(existsSync(path.join(safetyCopy, '.kg/plugins/glossary/terms.json'))).toBe(true);
 });
 
-test('a database outside the project is put back where it was', async () => {
+test('a database outside the project is put back in its place', async () => {
   const { root, backups, database } = makeProject();
   const outside = path.join(temporaryDirectory(), 'graph.db');
   renameSync(database, outside);
@@ -221,7 +223,7 @@ test('a database outside the project is put back where it was', async () => {
   expect(readFileSync(outside, 'utf8')).toBe('noise');
 });
 
-// What lies on another file system cannot be renamed into the project.
+// A file on another file system cannot be renamed into the project.
 test.runIf(
   statSync('/dev/shm', { throwIfNoEntry: false }) &&
     statSync('/dev/shm').dev !== statSync(os.tmpdir()).dev,
@@ -254,7 +256,7 @@ test.runIf(
   }
 });
 
-test('a dry run says what would happen and changes nothing', async () => {
+test('a dry run reports the changes and makes none', async () => {
   const { manager, root } = await setUp();
   await manager.restore({ backupId: 'latest', overwrite: true });
   const before = contents(root, { all: true });
@@ -264,7 +266,7 @@ test('a dry run says what would happen and changes nothing', async () => {
   expect(contents(root, { all: true })).toEqual(before);
 });
 
-test('kg undoes a restore, says what it did, and has an exit status for nothing to undo', async () => {
+test('kg undoes a restore, reports the result, and has an exit status for nothing to undo', async () => {
   const { root, backup, database } = await setUp();
   withDatabase(database, (db) => db.exec('DELETE FROM nodes'));
   const restored = await kg(['diag', 'restore', '--file', backup.path], { cwd: root });
@@ -284,7 +286,7 @@ test('kg undoes a restore, says what it did, and has an exit status for nothing 
   );
 });
 
-test('what was replaced too long ago is removed by the next backup, and nothing else is', async () => {
+test('the next backup removes only expired files in restore-undo', async () => {
   const { manager, root, backups, at } = await setUp();
   const { safetyCopy } = await manager.restore({ backupId: 'latest', overwrite: true });
   const old = at('restore-undo/20240115-020000');
@@ -304,7 +306,7 @@ test('what was replaced too long ago is removed by the next backup, and nothing 
 });
 
 describe('through links', () => {
-  test('nothing is put back or restored where a directory became a link', async () => {
+  test('no file is put back or restored through a directory that became a link', async () => {
     const { manager, at } = await setUp();
     await manager.restore({ backupId: 'latest', overwrite: true });
     const outside = temporaryDirectory();
@@ -321,7 +323,7 @@ describe('through links', () => {
     expect(readdirSync(outside)).toEqual(['terms.json']);
   });
 
-  test('a link in the place of a file is replaced itself, and put back', async () => {
+  test('a link in the place of a file is itself replaced and put back', async () => {
     const { manager, at } = await setUp();
     const outside = path.join(temporaryDirectory(), 'config.json');
     writeFileSync(outside, '{"theme":"elsewhere"}');
@@ -355,7 +357,7 @@ test('force replaces a damaged database that another process has open', async ()
   onTestFinished(() => child.kill('SIGKILL'));
   child.stdin.write('SELECT count(*) FROM nodes;\n');
   await once(child.stdout, 'data');
-  // Its pages are noise, the locks that say it is in use are there all the same.
+  // The pages are noise, but the locks of the process still show that the file is in use.
   const handle = statSync(database).size;
   run('sh', [
     '-c',
@@ -373,7 +375,7 @@ test('force replaces a damaged database that another process has open', async ()
   expect(titles(database)[0]).toBe(200);
 });
 
-test('a database that waits for its lock in one of several leaves all of them as they were', async () => {
+test('one locked database among several leaves all of them as they were', async () => {
   const { manager, at, database } = await setUp({}, { lockTimeout: 300 });
   const vectors = at('vectors.db');
   withDatabase(vectors, (db) =>

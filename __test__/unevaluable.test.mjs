@@ -1,4 +1,5 @@
-// Databases that use what only their host has: functions, collations, tokenizers, modules. This is not damage.
+// Databases that need functions, collations, tokenizers or modules of their host. This is not
+// damage.
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -13,7 +14,7 @@ import { makeProject, temporaryDirectory } from './support/project.mjs';
 const FILL =
   'WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400) INSERT INTO';
 
-/** Runs `sql`, then writes these definitions over those of the same name, or adds them. */
+/** Runs `sql`, then replaces the definitions with these names, or adds them. */
 function define(sql, definitions) {
   return (db) => {
     db.exec(sql);
@@ -34,7 +35,7 @@ const people = (columns, definition, more = '') =>
     people: `CREATE TABLE people (${definition})`,
   });
 
-/** What makes the project, what is missing for it, and the table that needs it. */
+/** Each situation: how to make the project, what SQLite lacks here, and the table that needs it. */
 const SITUATIONS = {
   'a CHECK with a function': [
     people('name', 'name CHECK (norm(name) IS NOT NULL)'),
@@ -112,7 +113,7 @@ const SITUATIONS = {
     'module vec0',
   ],
 };
-/** What nothing has to evaluate in a check. */
+/** A check never has to evaluate these definitions. */
 const SOUND = {
   'a view with a function': (db) =>
     db.exec('CREATE TABLE people (name); CREATE VIEW folded AS SELECT norm(name) FROM people'),
@@ -136,7 +137,7 @@ function project(make) {
   return { root, database, backups };
 }
 
-/** Every table and what it holds, read page by page where SQLite cannot evaluate its definition. */
+/** Returns every definition in the schema. */
 function definitions(file) {
   const db = new Database(file, { readonly: true });
   try {
@@ -150,7 +151,7 @@ function definitions(file) {
   }
 }
 
-/** Rows of the tables that hold people. */
+/** Returns the rows of the tables named `people…`. */
 function peopleOf(file) {
   const db = new Database(file, { readonly: true });
   try {
@@ -177,7 +178,7 @@ function peopleOf(file) {
   }
 }
 
-/** Overwrites a page in the middle of a table, and says how many rows lay on it. */
+/** Overwrites a page in the middle of a table and returns the number of rows lost with it. */
 function damage(file, table) {
   const db = new Database(file, { readonly: true });
   const leaves = db
@@ -194,7 +195,7 @@ function damage(file, table) {
 const codes = (issues) => issues.map((issue) => issue.code);
 
 for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
-  test(`${name} is not checked, named, and no damage`, async () => {
+  test(`${name} is reported as not checked, and not as damage`, async () => {
     const { root, database, backups } = project(make);
     const before = readFileSync(database);
     const backup = await createBackupManager({
@@ -245,7 +246,7 @@ for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
     expect(readFileSync(database).equals(before)).toBe(true);
   });
 
-  test(`${name} stays what it is when damaged pages next to it are salvaged`, async () => {
+  test(`${name} survives a salvage of damaged pages next to it`, async () => {
     const { root, database, backups } = project(make);
     const [was, held] = [definitions(database), peopleOf(database)];
     const lost = damage(database, 'nodes');
@@ -262,7 +263,7 @@ for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
       backups,
     ]);
     expect(repaired.stdout).toContain(`nodes: ${300 - lost} rows saved`);
-    // Rows were lost, so this is not a success.
+    // Rows were lost, so the status is not success.
     expect(repaired.status).toBe(6);
     expect(definitions(database)).toEqual(was);
     expect(peopleOf(database)).toEqual(held);
@@ -273,7 +274,7 @@ for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
 }
 
 for (const [name, make] of Object.entries(SOUND)) {
-  test(`${name} leaves nothing unchecked`, async () => {
+  test(`${name} leaves no table unchecked`, async () => {
     const { root, backups } = project(make);
     const backup = await createBackupManager({
       projectRoot: root,
@@ -285,7 +286,7 @@ for (const [name, make] of Object.entries(SOUND)) {
   });
 }
 
-test('a schema that this SQLite cannot parse around sound pages is no damage, and is never salvaged away', async () => {
+test('an unparsable schema with sound pages is not damage, and is never lost in a salvage', async () => {
   const make = people('name', 'name) FUTURE --');
   const { root, database, backups } = project(make);
   const backup = await createBackupManager({
@@ -328,7 +329,7 @@ test('a schema that this SQLite cannot parse around sound pages is no damage, an
   expect(readFileSync(database).equals(bytes)).toBe(true);
 });
 
-test('a damaged table that cannot be evaluated is left as it is, with a sentence, if SQLite still reads rows of it', async () => {
+test('a damaged table that cannot be evaluated is kept, with a message, if SQLite still reads rows of it', async () => {
   const { root, database, backups } = project(SITUATIONS['a collation'][0]);
   const db = new Database(database, { readonly: true });
   db.unsafeMode(true);
@@ -354,7 +355,7 @@ test('a damaged table that cannot be evaluated is left as it is, with a sentence
   expect(readFileSync(database).equals(bytes)).toBe(true);
 });
 
-test("the host's own table stays what it is, with its full-text index, its indexes and its triggers", async () => {
+test('the table of the host keeps its full-text index, its indexes and its triggers', async () => {
   const { root, database, backups } = project((db) => {
     const definition = db
       .prepare("SELECT sql FROM sqlite_schema WHERE name = 'nodes'")
@@ -389,7 +390,7 @@ test("the host's own table stays what it is, with its full-text index, its index
   db.close();
 });
 
-test('the command line says of a backup what was not checked', async () => {
+test('the command line reports which tables of a backup were not checked', async () => {
   const { root } = project(SITUATIONS['a CHECK with a function'][0]);
   const dir = temporaryDirectory();
   const made = await kg(['diag', 'backup', '--project', root, '--output', dir, '--strict']);

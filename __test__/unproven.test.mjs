@@ -1,4 +1,5 @@
-// "Ok" needs a proof: every page is accounted for, and a database that lost its tables is not a good backup.
+// A database is "ok" only if every page is accounted for. A backup of a database without its tables
+// is not good.
 
 import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -10,7 +11,10 @@ import { expect, test } from 'vitest';
 import { kg } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
-/** What SQLite lists first when it is made last; then its check looks neither at the freelist nor for shared pages. */
+/**
+ * SQLite lists the object that was created last first. With these objects, its check skips the
+ * freelist and shared pages.
+ */
 const LISTED_FIRST = {
   'no other object': '',
   'a view': 'CREATE VIEW recent AS SELECT * FROM nodes',
@@ -39,7 +43,7 @@ function freeLivePage(file) {
 
 for (const [name, sql] of Object.entries(LISTED_FIRST)) {
   for (const vacuum of ['NONE', 'FULL']) {
-    test(`a free page that is in use is found with auto_vacuum ${vacuum} and ${name} at the head of the schema`, async () => {
+    test(`a used page on the freelist is found with auto_vacuum ${vacuum} and ${name} first in the schema`, async () => {
       const { root, database, backups } = makeProject({ nodes: 400, journalMode: 'delete' });
       withDatabase(database, (db) => {
         db.pragma(`auto_vacuum = ${vacuum === 'NONE' ? 'NONE' : 'INCREMENTAL'}`);
@@ -115,7 +119,7 @@ for (const [name, empty] of Object.entries(EMPTIED)) {
         message: expect.stringContaining(good.id),
       }),
     );
-    // What `latest` means is still the good one.
+    // `latest` still names the good backup.
     expect(readFileSync(path.join(backups, 'latest.tar.gz')).equals(readFileSync(good.path))).toBe(
       true,
     );
@@ -134,7 +138,7 @@ for (const [name, empty] of Object.entries(EMPTIED)) {
   });
 }
 
-test('a new project whose database never had tables is backed up with a warning', async () => {
+test('a new project with an empty schema is backed up with a warning', async () => {
   const { root, database, backups } = makeProject({ nodes: 1 });
   for (const suffix of ['', '-wal', '-shm']) rmSync(`${database}${suffix}`, { force: true });
   const db = new Database(database);
@@ -152,7 +156,7 @@ test('a new project whose database never had tables is backed up with a warning'
   expect(backup.incomplete).toBe(undefined);
 });
 
-test('a database of 0 bytes is no good backup, also if it is the first', async () => {
+test('a database of 0 bytes is never a good backup, even as the first one', async () => {
   const { root, database, backups } = makeProject({ nodes: 1 });
   for (const suffix of ['', '-wal', '-shm']) rmSync(`${database}${suffix}`, { force: true });
   writeFileSync(database, '');
@@ -167,7 +171,7 @@ test('a database of 0 bytes is no good backup, also if it is the first', async (
   });
 });
 
-test('rows that break what their table declares are told, and the others are checked', async () => {
+test('rows that violate a constraint are reported, and the others are checked', async () => {
   const { root, database } = makeProject({ nodes: 20 });
   withDatabase(database, (db) => {
     db.pragma('ignore_check_constraints = on');
@@ -181,7 +185,7 @@ test('rows that break what their table declares are told, and the others are che
   expect(checked).toMatchObject({ nodes: 20, edges: 19 });
 });
 
-test('a backup with rows that break what their table declares is good, warns each time, and no repair replaces the database', async () => {
+test('a backup with rows that violate a constraint is good, warns each time, and no repair replaces the database', async () => {
   const { root, database, backups } = makeProject({ nodes: 20 });
   withDatabase(database, (db) => {
     db.exec('CREATE TABLE later (x); INSERT INTO later VALUES (NULL)');
@@ -232,9 +236,9 @@ test('a backup with rows that break what their table declares is good, warns eac
   ).toBe(before);
 });
 
-test('one repair ends with nothing that another one would mend', async () => {
+test('one repair leaves no problem for another one', async () => {
   const { root, database, backups } = makeProject({ nodes: 600 });
-  // Lost nodes leave edges and rows of the full-text index behind.
+  // Lost nodes leave edges and full-text rows behind.
   const leaf = withDatabase(database, (db) => {
     db.pragma('wal_checkpoint(TRUNCATE)');
     return db

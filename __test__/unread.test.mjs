@@ -1,5 +1,5 @@
-// What cannot be read is not gone: where an archive or its manifest cannot be looked at, nothing is removed and nothing
-// takes its place, and that is said.
+// An unreadable file is not a missing file. If an archive or manifest cannot be read, no command
+// removes or replaces anything, and a message says so.
 
 import {
   chmodSync,
@@ -26,7 +26,7 @@ const files = (backups) =>
     .filter((name) => name.startsWith('kg-backup-'))
     .sort();
 
-/** A store with a full backup, a pinned incremental one that is based on it, and a newer full one. */
+/** Makes a store with a full backup, a pinned incremental one on it, and a newer full one. */
 function chained() {
   const { root, database, backups } = makeProject({ nodes: 50 });
   const make = (...args) =>
@@ -49,7 +49,7 @@ describe.each([
   const without = (backup, args, cwd) =>
     failing(call, error, ['diag', ...args], { only: backup.path + MANIFEST, cwd });
 
-  test('no backup is removed, by a person or by retention, and the manifest stays', () => {
+  test('no backup is removed, by command or by retention, and the manifest stays', () => {
     const { root, backups, base, pinned } = chained();
     const [before, manifest] = [files(backups), readFileSync(pinned.path + MANIFEST)];
     const refused = (...args) => {
@@ -89,7 +89,7 @@ describe.each([
     expect(readFileSync(pinned.path + MANIFEST)).toEqual(manifest);
   });
 
-  test('an older backup is not taken for the latest', () => {
+  test('an older backup is not the latest', () => {
     const { root, backups, pinned, newest } = chained();
     const target = temporaryDirectory();
     for (const args of [
@@ -105,13 +105,13 @@ describe.each([
       ]);
     }
     expect(readdirSync(target)).toEqual([]);
-    // One that is older than the newest changes nothing of that.
+    // An unreadable backup that is older than the newest one does not affect this.
     expect(
       without(pinned, ['backup', '--verify', 'latest', '--output', backups], root),
     ).toMatchObject({ status: 0 });
   });
 
-  test('list, status and health name it, and say that they cannot tell', () => {
+  test('list, status and health name it, and say that its state is unknown', () => {
     const { root, backups, newest } = chained();
     const list = without(newest, ['backup', '--list', '--output', backups], root);
     expect(list).toMatchObject({
@@ -134,7 +134,7 @@ describe.each([
   });
 });
 
-test('an archive that cannot be opened is no backup to count on, and nothing is removed because of it', () => {
+test('an archive that cannot be opened does not count as a backup, and no backup is removed because of it', () => {
   const { root, backups, newest, pinned } = chained();
   const without = (...args) =>
     failing('openat', 'EIO', ['diag', ...args], { only: newest.path, cwd: root });
@@ -154,7 +154,7 @@ test('an archive that cannot be opened is no backup to count on, and nothing is 
     status: 5,
     stdout: expect.stringContaining(newest.path),
   });
-  // What rests on one that cannot be read is not said to be lost.
+  // A backup with an unreadable base is not reported as lost.
   const base = pinned.path.replace('-2.tar.gz', '.tar.gz');
   const { stdout } = failing('openat', 'EIO', ['diag', 'health', '--backup-dir', backups], {
     only: base,
@@ -164,7 +164,7 @@ test('an archive that cannot be opened is no backup to count on, and nothing is 
   expect(stdout).not.toContain('delete these');
 });
 
-test('a store that cannot be looked at is not said to be missing', () => {
+test('a store that cannot be read is not reported as missing', () => {
   const { root, backups } = chained();
   for (const error of ['EACCES', 'EIO']) {
     const { status, stderr } = failing(
@@ -178,7 +178,7 @@ test('a store that cannot be looked at is not said to be missing', () => {
 });
 
 describe.skipIf(!isRoot)('a database in a directory that this user may not enter', () => {
-  test('is not said to be missing', () => {
+  test('is not reported as missing', () => {
     const { asRoot, asOwner, root, database } = projectOf(1001);
     mkdirSync(path.join(root, 'data'));
     renameSync(database, path.join(root, 'data/k.db'));
@@ -198,7 +198,7 @@ describe.skipIf(!isRoot)('a database in a directory that this user may not enter
   });
 });
 
-test('a manifest whose archive cannot be looked at is not swept away', () => {
+test('a manifest whose archive cannot be inspected is not removed', () => {
   const { root, backups, pinned } = chained();
   const { status, stderr } = failing(
     'statx',
@@ -210,8 +210,8 @@ test('a manifest whose archive cannot be looked at is not swept away', () => {
   expect(existsSync(pinned.path + MANIFEST)).toBe(true);
 });
 
-describe.skipIf(!isRoot)('where every manifest is of another user', () => {
-  test('no command says that there is no backup', () => {
+describe.skipIf(!isRoot)('if every manifest belongs to another user', () => {
+  test('no command reports that there is no backup', () => {
     const { asRoot, asOwner } = projectOf(1001);
     const { path: archive } = JSON.parse(asRoot('diag', 'backup', '--json').stdout);
     run('chown', ['0:0', archive, archive + MANIFEST]);
@@ -234,7 +234,7 @@ describe.skipIf(!isRoot)('where every manifest is of another user', () => {
   });
 });
 
-describe.skipIf(!isRoot)('a store whose lock this user may not take', () => {
+describe.skipIf(!isRoot)('a store that this user may not lock', () => {
   test('is an issue of health', () => {
     const { asRoot, asOwner, root } = projectOf(1001);
     expect(asRoot('diag', 'backup')).toMatchObject({ status: 0 });
@@ -250,11 +250,11 @@ describe.skipIf(!isRoot)('a store whose lock this user may not take', () => {
   });
 });
 
-test('the API rejects a list that would lack what cannot be read', async () => {
+test('the API rejects a list that would omit unreadable backups', async () => {
   const { root, backups, newest } = chained();
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   expect((await manager.listBackups()).map(({ id }) => id)).toContain(newest.id);
-  // A link that leads to itself can be read by nobody, not even by root.
+  // No user, not even root, can read a link that leads to itself.
   run('mv', [newest.path + MANIFEST, path.join(backups, 'aside')]);
   run('ln', ['-s', path.basename(newest.path + MANIFEST), newest.path + MANIFEST]);
   for (const call of ['listBackups', 'getLatestBackup']) {
@@ -265,7 +265,7 @@ test('the API rejects a list that would lack what cannot be read', async () => {
   }
 });
 
-test('what has a name of a temporary file and is none stays, is warned of, and stops no backup', () => {
+test('a file that only has the name of a temporary file stays, causes a warning and stops no backup', () => {
   const { root, backups } = makeProject({ nodes: 5 });
   const make = () =>
     JSON.parse(run(kgPath, ['diag', 'backup', '--output', backups, '--json'], { cwd: root }))
@@ -293,10 +293,10 @@ test('what has a name of a temporary file and is none stays, is warned of, and s
   ).toHaveLength(2);
 });
 
-describe('what was remembered and cannot be read', () => {
+describe('a record that cannot be read', () => {
   const remembered = (root, name) => path.join(root, '.kg/cache', name);
 
-  test('of the last runs is not replaced by one run, and status and health say so', () => {
+  test('of the last runs is not overwritten by one run, and status and health report it', () => {
     const { root } = makeProject({ nodes: 5 });
     const kg = (...args) => run(kgPath, ['diag', ...args], { cwd: root });
     kg('backup');
@@ -320,7 +320,7 @@ describe('what was remembered and cannot be read', () => {
     ]);
   });
 
-  test('of a store is not forgotten, and whether one that is empty held backups is said to be unknown', () => {
+  test('of a store is kept, and reports say that an empty store may have held backups', () => {
     const { root, backups } = makeProject({ nodes: 5 });
     const kg = (...args) => run(kgPath, ['diag', ...args], { cwd: root });
     kg('backup', '--output', backups);

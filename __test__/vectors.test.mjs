@@ -1,4 +1,4 @@
-// `kg graph --regenerate-vectors`: what is missing is found, and made by the host's own command.
+// `kg graph --regenerate-vectors` finds missing vectors, and a command of the host makes them.
 
 import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -24,7 +24,7 @@ function setUp() {
   };
 }
 
-test('without a command it warns of what is missing, that this package cannot make it, and who can', async () => {
+test('without a command it reports the missing vectors and the program that can make them', async () => {
   const { regenerate } = setUp();
   const { status, stdout, stderr } = await regenerate();
   expect([status, stdout]).toEqual([0, '']);
@@ -40,7 +40,7 @@ test('without a command it warns of what is missing, that this package cannot ma
   });
 });
 
-test('with --strict, what is missing is an error', async () => {
+test('with --strict, missing vectors are an error', async () => {
   const { regenerate } = setUp();
   expect(await regenerate(['--strict'])).toMatchObject({
     status: 4,
@@ -53,7 +53,7 @@ test('with --strict, what is missing is an error', async () => {
   });
 });
 
-test('a command makes what is missing, and is not run where nothing is', async () => {
+test('a command makes missing vectors, and does not run if none are missing', async () => {
   const { root, regenerate } = setUp();
   const command = `${embed} && echo ran >> ran.txt`;
   expect(await regenerate(['--command', command])).toMatchObject({
@@ -73,7 +73,7 @@ test('a command makes what is missing, and is not run where nothing is', async (
   expect(readFileSync(path.join(root, 'ran.txt'), 'utf8')).toBe('ran\nran\n');
 });
 
-test('vectors in files count by their index', async () => {
+test('vectors in files are counted by their index', async () => {
   const { root, regenerate } = setUp();
   const ids = Array.from({ length: 20 }, (_, at) => `n${at}`);
   mkdirSync(path.join(root, '.kg/vectors'), { recursive: true });
@@ -84,7 +84,7 @@ test('vectors in files count by their index', async () => {
   expect((await regenerate()).status).toBe(0);
 });
 
-test('a command that fails, or does not do what it should, is an error', async () => {
+test('a command that fails or does not make the vectors is an error', async () => {
   const { regenerate } = setUp();
   expect(await regenerate(['--command', 'exit 7'])).toMatchObject({
     status: 4,
@@ -96,7 +96,7 @@ test('a command that fails, or does not do what it should, is an error', async (
   });
 });
 
-test('a script that goes through level 2 of the guide gets to its end without vectors', () => {
+test('a script that follows Level 2 of the guide completes without vectors', () => {
   const { root } = setUp();
   run(kgPath, ['diag', 'backup', '--no-vectors', '--output', '../backups'], { cwd: root });
   const [, block] = readFileSync(
@@ -117,7 +117,7 @@ test('a script that goes through level 2 of the guide gets to its end without ve
   expect(integrityOf(path.join(machine, '.kg/knowledge.db'))).toBe('ok');
 });
 
-test('a command is never taken from the configuration, which an archive may have brought', async () => {
+test('a command is never read from the configuration, which may come from an archive', async () => {
   const { root, regenerate } = setUp();
   writeFileSync(
     path.join(root, '.kg/config.json'),

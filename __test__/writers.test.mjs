@@ -1,4 +1,4 @@
-// Backups beside a process that writes as fast as it can.
+// Backups while a process writes as fast as it can.
 
 import path from 'node:path';
 
@@ -11,7 +11,7 @@ import { integrityOf, makeProject, temporaryDirectory, withDatabase } from './su
 const BACKUPS = 8;
 
 for (const journalMode of ['wal', 'delete']) {
-  test(`beside a writer in ${journalMode} mode, each backup is one commit and no writer fails`, async () => {
+  test(`next to a writer in ${journalMode} mode, each backup is one commit and no write fails`, async () => {
     const { root, database, backups } = makeProject({ journalMode, nodes: 20_000 });
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const writer = await startWriter(database);
@@ -37,7 +37,8 @@ for (const journalMode of ['wal', 'delete']) {
           db.prepare("SELECT value FROM metadata WHERE key = 'written'").pluck().get(),
         ),
       }));
-      // Both halves of each transaction, or neither; and later backups are never older.
+      // A backup holds both halves of each transaction or neither, and later backups are never
+      // older.
       expect(nodes).toBe(counter);
       expect(nodes).toBeGreaterThanOrEqual(previous);
       expect(backup.stats.nodeCount).toBe(20_000 + nodes);
