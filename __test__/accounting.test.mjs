@@ -67,8 +67,9 @@ test('ages have a unit that fits their size', async () => {
   const { root } = makeProject({ nodes: 10 });
   const diag = (...args) => kg(['diag', ...args], { cwd: root });
   const backup = await createBackupManager({ projectRoot: root }).createBackup();
-  const said = async () => [(await diag('drill')).stdout, (await diag('health')).stdout].join('\n');
-  expect(await said()).toMatch(/written in the \d+ s since that backup[^]*, \d+ s old/);
+  const reports = async () =>
+    [(await diag('drill')).stdout, (await diag('health')).stdout].join('\n');
+  expect(await reports()).toMatch(/written in the \d+ s since that backup[^]*, \d+ s old/);
   // The drill reads the archive itself.
   for (const [ms, age] of [
     [5 * 60_000, '5 min'],

@@ -249,24 +249,24 @@ describe('the other calls', () => {
 describe('callbacks', () => {
   test('onProgress receives phases and bytes, at most ten times a second', async () => {
     const { manager } = setUp({}, makeProject({ nodes: 30_000 }));
-    const told = [];
-    const onProgress = (progress) => told.push({ ...progress, at: performance.now() });
+    const events = [];
+    const onProgress = (progress) => events.push({ ...progress, at: performance.now() });
     const { path: file } = await manager.createBackup({ onProgress });
     await manager.verifyBackup(file, { onProgress });
     await manager.restore({ backupPath: file, targetDir: temporaryDirectory(), onProgress });
-    const phases = told
+    const phases = events
       .map((progress) => progress.phase)
       .filter((phase, n, all) => phase !== all[n - 1]);
     expect(phases).toEqual(['saving', 'verifying', 'unpacking', 'applying']);
-    for (const [n, { at, bytesDone, bytesTotal }] of told.entries()) {
+    for (const [n, { at, bytesDone, bytesTotal }] of events.entries()) {
       expect(bytesDone).toBeLessThanOrEqual(bytesTotal);
-      const window = told
+      const window = events
         .slice(n)
-        .filter((later) => later.at - at < 900 && later.phase === told[n].phase);
+        .filter((later) => later.at - at < 900 && later.phase === events[n].phase);
       expect(window.length).toBeLessThanOrEqual(10);
     }
-    expect(told.filter((progress) => progress.phase === 'saving').at(-1)).toMatchObject({
-      bytesDone: told.at(0).bytesTotal,
+    expect(events.filter((progress) => progress.phase === 'saving').at(-1)).toMatchObject({
+      bytesDone: events.at(0).bytesTotal,
     });
   });
 

@@ -399,12 +399,12 @@ describe('a backup that is consolidated from a chain', () => {
       test "$(df --output=used "$disk" | tail -1)" -le "$((before + 8))" && echo 'space given back'
       kg diag backup --consolidate "$id" --output "$disk" | grep -o 'without a base'
       kg diag backup --verify "$disk/latest.tar.gz" | grep -o 'as it was written'`;
-    const said = run('unshare', [process.getuid() === 0 ? '-m' : '-rm', 'sh', '-ec', script], {
+    const output = run('unshare', [process.getuid() === 0 ? '-m' : '-rm', 'sh', '-ec', script], {
       cwd: root,
     })
       .trim()
       .split('\n');
-    expect(said).toEqual([
+    expect(output).toEqual([
       'KG_NO_SPACE',
       'space given back',
       'without a base',
@@ -458,8 +458,8 @@ describe('a backup that is consolidated from a chain', () => {
   test('is made by kg', async () => {
     const { root, backups, made } = await chain(2);
     const args = ['diag', 'backup', '--output', backups, '--consolidate', made[1].id];
-    const told = await kg([...args, '--json', '--level', '1'], { cwd: root });
-    expect([told.status, JSON.parse(told.stdout)]).toMatchObject([
+    const created = await kg([...args, '--json', '--level', '1'], { cwd: root });
+    expect([created.status, JSON.parse(created.stdout)]).toMatchObject([
       0,
       { type: 'full', consolidatedFrom: made[1].id },
     ]);

@@ -123,13 +123,13 @@ test('the report names the problem, its effect and the next step', async () => {
 
 test('a sidecar of another archive is a problem, and without it the archive is sound', async () => {
   await damaged(true, false, async (archive, whole, manager) => {
-    const beside = `${archive}.manifest.json`;
+    const sidecar = `${archive}.manifest.json`;
     for (const text of [
-      readFileSync(beside, 'utf8').replace(/"nodeCount": \d+/, '"nodeCount": 7'),
+      readFileSync(sidecar, 'utf8').replace(/"nodeCount": \d+/, '"nodeCount": 7'),
       '{"cut',
       '{}',
     ]) {
-      writeFileSync(beside, text);
+      writeFileSync(sidecar, text);
       const report = await manager.checkBackup(archive);
       expect(
         report.problems.map((problem) => problem.code),

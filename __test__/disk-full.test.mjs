@@ -23,7 +23,7 @@ function onSmallDisk(root, script) {
 
 test('a backup that does not fit leaves the earlier ones and frees its space', () => {
   const { root } = makeProject({ nodes: 3000 });
-  const said = onSmallDisk(
+  const output = onSmallDisk(
     root,
     `made=0
      while kg diag backup --quiet --compression none --output "$disk/b" 2> "$disk/said"; do made=$((made + 1)); before=$(used); done
@@ -33,7 +33,7 @@ test('a backup that does not fit leaves the earlier ones and frees its space', (
      kg diag backup --verify "$disk/b/latest.tar" | grep -o 'as it was written'
      ls -A "$disk/b" | grep -c -e partial -e snapshot || true`,
   );
-  expect(said).toEqual([
+  expect(output).toEqual([
     expect.stringMatching(/^made [1-9]/),
     'KG_NO_SPACE',
     'space given back',
@@ -44,11 +44,11 @@ test('a backup that does not fit leaves the earlier ones and frees its space', (
 
 test('a restore that does not fit leaves the target as it was', () => {
   const { root } = makeProject({ nodes: 8000 });
-  const said = onSmallDisk(
+  const output = onSmallDisk(
     root,
     `kg diag backup --quiet --output ../backups
      kg diag restore --file ../backups/latest.tar.gz --target "$disk/new" 2>&1 | grep -o KG_NO_SPACE
      ls -A "$disk"`,
   );
-  expect(said).toEqual(['KG_NO_SPACE']);
+  expect(output).toEqual(['KG_NO_SPACE']);
 });

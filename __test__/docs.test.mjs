@@ -25,8 +25,8 @@ for (const file of own) {
       const { root } = makeProject();
       const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
       run('sh', ['-ec', 'kg diag backup --quiet --output ./backups'], { cwd: root, env });
-      const said = run('sh', ['-ec', block], { cwd: root, env });
-      expect(said, block).not.toMatch(/DAMAGED|FAILED|malformed/);
+      const output = run('sh', ['-ec', block], { cwd: root, env });
+      expect(output, block).not.toMatch(/DAMAGED|FAILED|malformed/);
     }
   });
 }
@@ -48,12 +48,12 @@ describe('the commands between the blocks of docs/guide/recovery.md run', () => 
     const bin = temporaryDirectory();
     symlinkSync(kgPath, path.join(bin, 'kg'));
     const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
-    const said = run('sh', ['-ec', command.replace(/\bID\b/, repair.safetyBackup.id)], {
+    const output = run('sh', ['-ec', command.replace(/\bID\b/, repair.safetyBackup.id)], {
       cwd: root,
       env,
     });
-    expect(said).not.toBe('');
-    expect(said).not.toMatch(/DAMAGED|FAILED|malformed/);
+    expect(output).not.toBe('');
+    expect(output).not.toMatch(/DAMAGED|FAILED|malformed/);
   });
 });
 

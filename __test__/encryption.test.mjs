@@ -57,7 +57,7 @@ async function expectRestores(manager, backup, { root, base }) {
   return result;
 }
 
-const beside = (backup) => readFileSync(`${backup.path}.manifest.json`, 'utf8');
+const sidecarText = (backup) => readFileSync(`${backup.path}.manifest.json`, 'utf8');
 
 describe('with a passphrase', () => {
   test('a backup is made, verified and restored only with that passphrase', async () => {
@@ -98,7 +98,7 @@ describe('with a passphrase', () => {
     const backup = await manage({ passphrase: PASSPHRASE }).createBackup({
       description: 'the quarterly figures',
     });
-    const text = beside(backup);
+    const text = sidecarText(backup);
     expect(text).not.toMatch(
       /quarterly|layoffs|glossary|secret_table|knowledge\.db|database\.sqlite|\.f32/,
     );
@@ -389,7 +389,7 @@ describe('a change', () => {
         const bytes = Buffer.from(whole);
         const changed = change(bytes);
         writeFileSync(lone, Buffer.isBuffer(changed) ? changed : bytes);
-        if (manifest) writeFileSync(`${lone}.manifest.json`, beside(backup));
+        if (manifest) writeFileSync(`${lone}.manifest.json`, sidecarText(backup));
         else rmSync(`${lone}.manifest.json`, { force: true });
         // Without its sidecar, an archive with a changed wrapped key looks like one of another key.
         const verified = await manager.verifyBackup(lone).catch((error) => error.code);
@@ -441,7 +441,7 @@ describe('a change', () => {
     ]);
     await owner.createBackup();
     expect((await owner.listBackups()).map(({ id }) => id)).toContain(backup.id);
-    expect(beside(backup)).not.toContain('quarterly');
+    expect(sidecarText(backup)).not.toContain('quarterly');
     expect(await owner.verifyBackup(backup.id)).toBe(true);
   });
 });
@@ -821,9 +821,12 @@ describe('on the command line', () => {
     broken();
     const key = path.join(base, 'key');
     writeFileSync(key, PASSPHRASE);
-    const said = await kg(['diag', 'repair', '--auto', '--passphrase-file', key, '--json'], {
-      cwd: root,
-    });
-    expect(JSON.parse(said.stdout).repair.safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
+    const repairResult = await kg(
+      ['diag', 'repair', '--auto', '--passphrase-file', key, '--json'],
+      {
+        cwd: root,
+      },
+    );
+    expect(JSON.parse(repairResult.stdout).repair.safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
   });
 });

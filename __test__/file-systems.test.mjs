@@ -39,11 +39,11 @@ describe('a file system that cannot sync directories', () => {
         expect(status).toBe(0);
         // The warning must appear once: in the result, or on standard error if the result has no
         // place for it.
-        const told = [
+        const mentions = [
           ...stdout.matchAll(/refuses to sync/g),
           ...stderr.matchAll(/refuses to sync/g),
         ];
-        expect({ args, stderr, told: told.length }).toEqual({ args, stderr, told: 1 });
+        expect({ args, stderr, mentions: mentions.length }).toEqual({ args, stderr, mentions: 1 });
         return JSON.parse(stdout);
       };
       const backup = json(['backup', '--output', backups]);

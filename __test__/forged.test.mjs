@@ -47,10 +47,10 @@ async function genuine() {
 /** A forgery with matching changes in its manifest and its entries. */
 const changed = (change) => (tar) => forge.seal(forge.rewriteManifest(tar, change));
 /** A forgery with a replaced manifest. */
-const worded = (text, change) => (tar) =>
+const withManifestText = (text, change) => (tar) =>
   forge.seal(forge.tarOf(forge.changedEntries(tar, { change, text })));
 /** A forgery whose tar does not have the entries that its manifest and checksums list. */
-const rearranged = (rearrange, change) => (tar) => {
+const rearrangedEntries = (rearrange, change) => (tar) => {
   const entries = forge.changedEntries(tar, { change });
   return forge.seal(forge.tarOf(rearrange(entries) ?? entries));
 };
@@ -92,10 +92,10 @@ const recorded = (change, entry = vectors) =>
 const namesIn = (dir) => readdirSync(dir, { recursive: true }).sort();
 
 /** Writes `archive` under a valid name; `beside` is the text of its sidecar. */
-function store({ archive, beside }, ending = 'tar.gz') {
+function store({ archive, sidecarText }, ending = 'tar.gz') {
   const file = path.join(temporaryDirectory(), `forged.${ending}`);
   writeFileSync(file, archive);
-  if (beside !== undefined) writeFileSync(`${file}.manifest.json`, beside);
+  if (sidecarText !== undefined) writeFileSync(`${file}.manifest.json`, sidecarText);
   return file;
 }
 
@@ -445,13 +445,13 @@ describe('a link', () => {
       tar: { type: '2', link: 'x' },
     }),
     'with content': linked('x', { tar: { content: Buffer.from('content') } }),
-    'whose long target has no end': rearranged((entries) => {
+    'whose long target has no end': rearrangedEntries((entries) => {
       entries.splice(1, 0, { name: '././@LongLink', type: 'K', content: Buffer.from('no end') });
     }),
-    'whose long target has a zero byte': rearranged(
+    'whose long target has a zero byte': rearrangedEntries(
       (entries) => void entries.splice(1, 0, forge.longName('a\0b', 'K')),
     ),
-    'whose long target is there twice': rearranged((entries) => {
+    'whose long target is there twice': rearrangedEntries((entries) => {
       entries.splice(1, 0, forge.longName('a', 'K'), forge.longName('a', 'K'));
     }),
   });
@@ -504,11 +504,11 @@ const TYPES = {
 
 describe('an entry of a type that no backup contains:', () => {
   const typed = (type) =>
-    rearranged(
+    rearrangedEntries(
       (entries) => void Object.assign(at(entries, vectors), { type, link: 'config.json' }),
     );
   const extra = (type) =>
-    rearranged(
+    rearrangedEntries(
       (entries) =>
         void entries.splice(3, 0, {
           name: 'config.json',
@@ -524,26 +524,26 @@ describe('an entry of a type that no backup contains:', () => {
   refuses(...MISMATCH, listed(TYPES, typed, ' instead of a file'));
   refuses(...MISMATCH, listed(TYPES, extra, ' between the others'));
   refuses(...MISMATCH, {
-    'a path in an extended header': rearranged((entries) => {
+    'a path in an extended header': rearrangedEntries((entries) => {
       entries.splice(1, 0, {
         name: 'pax',
         type: 'x',
         content: Buffer.from('27 path=../../kg-forged.x\n'),
       });
     }),
-    'a size in an extended header': rearranged((entries) => {
+    'a size in an extended header': rearrangedEntries((entries) => {
       entries.splice(1, 0, { name: 'pax', type: 'x', content: Buffer.from('13 size=1000\n') });
     }),
-    'a directory with content': rearranged(
+    'a directory with content': rearrangedEntries(
       (entries) => void (at(entries, 'vectors').content = Buffer.from('content')),
     ),
-    'a directory where the manifest has a file': rearranged((entries) => {
+    'a directory where the manifest has a file': rearrangedEntries((entries) => {
       Object.assign(at(entries, vectors), { type: '5', content: Buffer.alloc(0) });
     }),
-    'a link where the manifest has a file': rearranged((entries) => {
+    'a link where the manifest has a file': rearrangedEntries((entries) => {
       Object.assign(at(entries, vectors), { type: '2', link: 'x', content: Buffer.alloc(0) });
     }),
-    'a file where the manifest has a directory': rearranged(
+    'a file where the manifest has a directory': rearrangedEntries(
       (entries) => void (at(entries, 'vectors').type = '0'),
     ),
     'a file where the manifest has a link': linked('x', { tar: { type: '0' } }),
@@ -551,8 +551,8 @@ describe('an entry of a type that no backup contains:', () => {
 });
 
 describe('a name', () => {
-  const before = (...entries) => rearranged((all) => void all.splice(1, 0, ...entries));
-  const named = (name) => rearranged((entries) => void (at(entries, vectors).name = name));
+  const before = (...entries) => rearrangedEntries((all) => void all.splice(1, 0, ...entries));
+  const named = (name) => rearrangedEntries((entries) => void (at(entries, vectors).name = name));
   refuses(...MISMATCH, {
     'that is not UTF-8': named(Buffer.from([0x66, 0xff, 0xfe])),
     'that is none': named(''),
@@ -577,10 +577,10 @@ describe('a name', () => {
       forge.longName('config.json'),
       forge.longName('config.json'),
     ),
-    'that is long and of nothing': rearranged(
+    'that is long and of nothing': rearrangedEntries(
       (entries) => void entries.push(forge.longName('config.json')),
     ),
-    'that is long and of a manifest that comes later': rearranged((entries) => {
+    'that is long and of a manifest that comes later': rearrangedEntries((entries) => {
       entries.splice(1, 0, forge.longName('manifest.json'));
     }),
   });
@@ -608,23 +608,25 @@ describe('a name', () => {
 describe('entries that', () => {
   const swap = (list, a, b) => ([list[a], list[b]] = [list[b], list[a]]);
   const move = (name, to) =>
-    rearranged((entries) => {
+    rearrangedEntries((entries) => {
       const [entry] = entries.splice(entries.indexOf(at(entries, name)), 1);
       entries.splice(to, 0, entry);
     });
   refuses(...MISMATCH, {
-    'are there twice': rearranged((entries) => void entries.splice(3, 0, at(entries, vectors))),
-    'are there twice, with other content': rearranged((entries) => {
+    'are there twice': rearrangedEntries(
+      (entries) => void entries.splice(3, 0, at(entries, vectors)),
+    ),
+    'are there twice, with other content': rearrangedEntries((entries) => {
       entries.splice(3, 0, { ...at(entries, vectors), content: Buffer.from('forged') });
     }),
-    'are not in the manifest': rearranged(
+    'are not in the manifest': rearrangedEntries(
       (entries) => void entries.splice(3, 0, { name: 'x', content: Buffer.from('x') }),
     ),
-    'are not in the tar': rearranged((entries) =>
+    'are not in the tar': rearrangedEntries((entries) =>
       entries.filter((entry) => entry.name !== vectors),
     ),
-    'are in another order': rearranged((entries) => void swap(entries, 0, 1)),
-    'are in another order in the manifest': rearranged(
+    'are in another order': rearrangedEntries((entries) => void swap(entries, 0, 1)),
+    'are in another order in the manifest': rearrangedEntries(
       () => {},
       (manifest) => swap(manifest.files, 0, 1),
     ),
@@ -635,33 +637,33 @@ describe('entries that', () => {
       manifest.files.push({ ...recordOf(manifest, vectors), entry: 'manifest.json' }),
     ),
     'are none': () => forge.seal(forge.tarOf([])),
-    'are a manifest alone': rearranged((entries) => [at(entries, 'manifest.json')]),
-    'are no manifest': rearranged((entries) =>
+    'are a manifest alone': rearrangedEntries((entries) => [at(entries, 'manifest.json')]),
+    'are no manifest': rearrangedEntries((entries) =>
       entries.filter((entry) => entry.name !== 'manifest.json'),
     ),
-    'are no checksums': rearranged((entries) => entries.slice(0, -1)),
-    'are two manifests': rearranged(
+    'are no checksums': rearrangedEntries((entries) => entries.slice(0, -1)),
+    'are two manifests': rearrangedEntries(
       (entries) => void entries.splice(-1, 0, at(entries, 'manifest.json')),
     ),
-    'are two manifests that differ': rearranged((entries) => {
+    'are two manifests that differ': rearrangedEntries((entries) => {
       const { content } = at(entries, 'manifest.json');
       entries.unshift({
         name: 'manifest.json',
         content: Buffer.from(String(content).replace('.kg/vectors', '.kg/forged')),
       });
     }),
-    'are two lists of checksums': rearranged((entries) => void entries.push(entries.at(-1))),
+    'are two lists of checksums': rearrangedEntries((entries) => void entries.push(entries.at(-1))),
     'come after the manifest': move(vectors, -1),
-    'come after the checksums': rearranged(
+    'come after the checksums': rearrangedEntries(
       (entries) => void entries.push({ name: 'x', content: Buffer.from('x') }),
     ),
     'come after the checksums, as in the manifest': move(vectors, 99),
     'have the manifest first': move('manifest.json', 0),
     'have the checksums first': move('checksums.sha256', 0),
-    'have the manifest as a link': rearranged((entries) => {
+    'have the manifest as a link': rearrangedEntries((entries) => {
       entries.splice(-1, 0, { name: 'manifest.json', type: '2', link: '/etc/passwd' });
     }),
-    'have the manifest as a directory': rearranged(
+    'have the manifest as a directory': rearrangedEntries(
       (entries) => void entries.splice(-2, 1, { name: 'manifest.json', type: '5' }),
     ),
   });
@@ -690,7 +692,7 @@ describe('a tar that', () => {
   const genuineTar = (tar) => forge.tarOf(forge.changedEntries(tar, {}));
   const rewritten = (rewrite) => (tar) => forge.seal(rewrite(genuineTar(tar)));
   const vectorsWith = (fields) =>
-    rearranged((entries) => void Object.assign(at(entries, vectors), fields));
+    rearrangedEntries((entries) => void Object.assign(at(entries, vectors), fields));
   refuses(...MISMATCH, {
     'ends within an entry': rewritten((tar) => tar.subarray(0, 3 * forge.BLOCK + 100)),
     'ends within a header': rewritten((tar) => tar.subarray(0, tar.length - 5 * forge.BLOCK + 100)),
@@ -712,16 +714,16 @@ describe('a tar that', () => {
     'has a size that ends at the largest number': vectorsWith({ size: 2n ** 64n - 4096n }),
     'says that an entry is smaller than it is': vectorsWith({ size: 1 }),
     'says that an entry is larger than it is': vectorsWith({ size: 2 * forge.BLOCK }),
-    'says that a directory is gigantic': rearranged(
+    'says that a directory is gigantic': rearrangedEntries(
       (entries) => void (at(entries, 'vectors').size = 2n ** 62n),
     ),
-    'says that the manifest is gigantic': rearranged(
+    'says that the manifest is gigantic': rearrangedEntries(
       (entries) => void (at(entries, 'manifest.json').size = 2n ** 40n),
     ),
-    'says that the checksums are gigantic': rearranged(
+    'says that the checksums are gigantic': rearrangedEntries(
       (entries) => void (entries.at(-1).size = 2n ** 40n),
     ),
-    'says that a long name is gigantic': rearranged((entries) => {
+    'says that a long name is gigantic': rearrangedEntries((entries) => {
       entries.splice(1, 0, { name: '././@LongLink', type: 'L', size: 2n ** 62n });
     }),
   });
@@ -780,8 +782,10 @@ describe('a manifest that', () => {
   refuses(...MISMATCH, {
     'has a smaller size': recorded((record) => (record.size -= 1)),
     'has a larger size': recorded((record) => (record.size += 1)),
-    'has a huge size': worded((json) => json.replace('"size":12,', '"size":18446744073709551615,')),
-    'has a size that no number holds': worded((json) =>
+    'has a huge size': withManifestText((json) =>
+      json.replace('"size":12,', '"size":18446744073709551615,'),
+    ),
+    'has a size that no number holds': withManifestText((json) =>
       json.replace('"size":12,', '"size":18446744073709551616,'),
     ),
     'has a negative size': recorded((record) => (record.size = -1)),
@@ -812,21 +816,25 @@ describe('a manifest that', () => {
     'has a time that is none': recorded((record) => (record.mtime = '9999999-99-99')),
     'lacks a field': changed((manifest) => delete manifest.stats),
     'has a field of another type': changed((manifest) => (manifest.integrity = [])),
-    'has a field twice': worded((json) => json.replace('{"version"', '{"id":"x","version"')),
-    'is a list': worded(() => '[]'),
-    'is null': worded(() => 'null'),
-    'is a number': worded(() => '1e999'),
-    'is nothing': worded(() => ''),
-    'is not UTF-8': worded((json) => Buffer.concat([Buffer.from([0xff]), Buffer.from(json)])),
-    'is followed by another': worded((json) => json + json),
-    'is cut': worded((json) => json.slice(0, -10)),
-    'has lists in lists in lists': worded((json) =>
+    'has a field twice': withManifestText((json) =>
+      json.replace('{"version"', '{"id":"x","version"'),
+    ),
+    'is a list': withManifestText(() => '[]'),
+    'is null': withManifestText(() => 'null'),
+    'is a number': withManifestText(() => '1e999'),
+    'is nothing': withManifestText(() => ''),
+    'is not UTF-8': withManifestText((json) =>
+      Buffer.concat([Buffer.from([0xff]), Buffer.from(json)]),
+    ),
+    'is followed by another': withManifestText((json) => json + json),
+    'is cut': withManifestText((json) => json.slice(0, -10)),
+    'has lists in lists in lists': withManifestText((json) =>
       json.replace('"files":[', `"files":[${'['.repeat(1_000_000)}`),
     ),
-    'has lists in lists in its version': worded((json) =>
+    'has lists in lists in its version': withManifestText((json) =>
       json.replace('"version":', `"version":${'['.repeat(1_000_000)}`),
     ),
-    'has objects in objects': worded((json) =>
+    'has objects in objects': withManifestText((json) =>
       json.replace('"contents":{', `"contents":{${'"x":{'.repeat(1_000_000)}`),
     ),
   });
@@ -859,7 +867,7 @@ describe('a manifest that', () => {
   test('has fields of a later release, at any depth, can be restored', async () => {
     const deep = `"later":${'['.repeat(100_000)}${']'.repeat(100_000)},`;
     const archive = store({
-      archive: worded((json) => json.replace('{', `{${deep}`))(await genuine()),
+      archive: withManifestText((json) => json.replace('{', `{${deep}`))(await genuine()),
     });
     expect((await createBackupManager().checkBackup(archive)).problems).toEqual([]);
     const target = path.join(temporaryDirectory(), 'target');
@@ -887,8 +895,8 @@ describe('a sidecar that', () => {
       const archive = forge.seal(forge.tarOf(entries));
       return {
         archive,
-        beside: text(
-          forge.manifestBeside(archive, JSON.parse(at(entries, 'manifest.json').content), change),
+        sidecarText: text(
+          forge.sidecarOf(archive, JSON.parse(at(entries, 'manifest.json').content), change),
         ),
       };
     };
@@ -1070,12 +1078,12 @@ describe('gigabytes in', () => {
         const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
         const add = ({ files }) =>
           files.splice(1, 0, { ...files[1], entry: name, path: '.kg/forged', size: 10 });
-        return { archive, beside: forge.manifestBeside(archive, manifest, add) };
+        return { archive, sidecarText: forge.sidecarOf(archive, manifest, add) };
       },
       'a file that the manifest beside does not have': (tar) => {
         const archive = between(zeros(300 * MB, { name }));
         const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
-        return { archive, beside: forge.manifestBeside(archive, manifest) };
+        return { archive, sidecarText: forge.sidecarOf(archive, manifest) };
       },
       'blocks that only claim to hold them': () => {
         const claim = forge.member(Buffer.alloc(0), {
@@ -1093,7 +1101,7 @@ describe('gigabytes in', () => {
         const manifest = JSON.parse(at(entries, 'manifest.json').content);
         return {
           archive,
-          beside: forge.manifestBeside(archive, manifest, ({ files }) => (files[3].size = 12)),
+          sidecarText: forge.sidecarOf(archive, manifest, ({ files }) => (files[3].size = 12)),
         };
       },
       'a manifest that is longer than any': (tar) =>
@@ -1110,7 +1118,7 @@ describe('gigabytes in', () => {
         const { archive, entries } = terabyte(tar);
         return {
           archive,
-          beside: forge.manifestBeside(archive, JSON.parse(at(entries, 'manifest.json').content)),
+          sidecarText: forge.sidecarOf(archive, JSON.parse(at(entries, 'manifest.json').content)),
         };
       },
     },

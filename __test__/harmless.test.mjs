@@ -184,8 +184,8 @@ test('a repair that would replace a damaged database is refused while this proce
   const db = new Database(database);
   onTestFinished(() => db.close());
   db.prepare("INSERT INTO metadata VALUES ('held', 'yes')").run();
-  const held = locks(database);
-  expect(held.length).toBeGreaterThan(0);
+  const heldLocks = locks(database);
+  expect(heldLocks.length).toBeGreaterThan(0);
   const wal = statSync(files[1]).size;
   const checker = new IntegrityChecker(db, { lockTimeout: 300 });
   const { issues } = await checker.runChecks();
@@ -199,7 +199,7 @@ test('a repair that would replace a damaged database is refused while this proce
   await expect(new IntegrityChecker(root).runChecks({ repairMode: true })).rejects.toMatchObject(
     refused,
   );
-  expect(locks(database)).toEqual(held);
+  expect(locks(database)).toEqual(heldLocks);
   expect(statSync(files[1]).size).toBe(wal);
   expect(db.prepare('SELECT value FROM metadata').pluck().get()).toBe('yes');
   expect(existsSync(path.join(root, '.kg/restore-undo'))).toBe(false);

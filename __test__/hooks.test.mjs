@@ -58,7 +58,11 @@ function setUp(hooks, { nodes = 20, ...backup } = {}) {
 }
 
 /** Returns a command that writes its input and environment to files called `name`. */
-const noting = (name) => ['sh', '-c', `cat > ${name}.json; env | grep ^KG_ | sort > ${name}.env`];
+const recordingCommand = (name) => [
+  'sh',
+  '-c',
+  `cat > ${name}.json; env | grep ^KG_ | sort > ${name}.env`,
+];
 const isAlive = (pid) =>
   existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
 
@@ -69,8 +73,8 @@ function foreground({ root, env }) {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   onTestFinished(() => child.kill('SIGKILL'));
-  const service = { child, said: '' };
-  child.stdout.on('data', (text) => (service.said += text));
+  const service = { child, output: '' };
+  child.stdout.on('data', (text) => (service.output += text));
   return service;
 }
 
@@ -79,8 +83,8 @@ describe('after a backup', () => {
     const receiver = await startReceiver();
     const { url } = receiver;
     const { backup, root, at } = setUp({
-      onSuccess: { command: noting('success'), url: `${url}/success` },
-      onFailure: { command: noting('failure'), url: `${url}/failure` },
+      onSuccess: { command: recordingCommand('success'), url: `${url}/success` },
+      onFailure: { command: recordingCommand('failure'), url: `${url}/failure` },
       heartbeat: `${url}/beat`,
       heartbeatStart: `${url}/beat/start`,
       heartbeatFailure: `${url}/beat/fail`,
@@ -127,8 +131,8 @@ describe('after a backup', () => {
   test('that failed, its hooks receive the reason, even if the backup directory cannot be used', async () => {
     const receiver = await startReceiver();
     const { backup, database, backups, at } = setUp({
-      onFailure: { command: noting('failure'), url: `${receiver.url}/failure` },
-      onSuccess: { command: noting('success') },
+      onFailure: { command: recordingCommand('failure'), url: `${receiver.url}/failure` },
+      onSuccess: { command: recordingCommand('success') },
       heartbeatFailure: `${receiver.url}/beat/fail`,
     });
     rmSync(database);
@@ -309,10 +313,10 @@ describe('a webhook', () => {
 
 test('goes through the proxy of the environment, except for hosts in NO_PROXY', async () => {
   const receiver = await startReceiver();
-  const asked = [];
+  const proxiedUrls = [];
   const proxy = createServer();
   proxy.on('connect', ({ url }, socket) => {
-    asked.push(url);
+    proxiedUrls.push(url);
     const { hostname, port } = new URL(receiver.url);
     const onward = net.connect(
       Number(port),
@@ -327,7 +331,7 @@ test('goes through the proxy of the environment, except for hosts in NO_PROXY', 
   const { root, env } = setUp({ heartbeat: 'http://hooks.invalid/beat', retries: 0 });
   const HTTP_PROXY = `http://me:hidden@127.0.0.1:${proxy.address().port}`;
   const proxied = await kg(['config', 'test-hooks'], { cwd: root, env: { ...env, HTTP_PROXY } });
-  expect([proxied.status, asked, receiver.got.map(({ path }) => path)]).toEqual([
+  expect([proxied.status, proxiedUrls, receiver.got.map(({ path }) => path)]).toEqual([
     0,
     ['hooks.invalid:80'],
     ['/beat'],
@@ -336,7 +340,7 @@ test('goes through the proxy of the environment, except for hosts in NO_PROXY', 
     cwd: root,
     env: { ...env, HTTP_PROXY, NO_PROXY: '.invalid' },
   });
-  expect([direct.status, asked.length]).toEqual([1, 1]);
+  expect([direct.status, proxiedUrls.length]).toEqual([1, 1]);
   const gone = await kg(['config', 'test-hooks'], {
     cwd: root,
     env: { ...env, HTTP_PROXY: (await deadUrl()).replace('http://', 'http://me:hidden@') },
@@ -360,12 +364,12 @@ describe('a hook that hangs', () => {
       env,
       stdio: ['ignore', 'pipe', 'pipe'],
     });
-    let [said, warned] = ['', ''];
-    child.stdout.on('data', (text) => (said += text));
+    let [output, warned] = ['', ''];
+    child.stdout.on('data', (text) => (output += text));
     child.stderr.on('data', (text) => (warned += text));
     await until(() => existsSync(at('parent')) && receiver.got.length > 0, 'the hooks');
     const pids = ['parent', 'child'].map((name) => Number(readFileSync(at(name), 'utf8')));
-    await until(() => said.includes('checksum'), 'the result');
+    await until(() => output.includes('checksum'), 'the result');
     expect(pids.map(isAlive)).toEqual([true, true]);
     expect(child.exitCode).toBe(null);
     const [status] = await once(child, 'close');
@@ -399,7 +403,7 @@ describe('a hook that hangs', () => {
     );
     const service = foreground(project);
     await until(
-      () => (service.said.match(/made /g) ?? []).length >= 4,
+      () => (service.output.match(/made /g) ?? []).length >= 4,
       'four backups beside a hook that hangs',
     );
     // The hook still hangs, far longer than the four backups took.
@@ -414,10 +418,10 @@ describe('a hook that hangs', () => {
     expect(await once(service.child, 'exit')).toEqual([0, null]);
     expect(Date.now() - stopped).toBeLessThan(10_000);
     await until(() => !isAlive(pid), 'the end of the command');
-    expect(service.said).toMatch(
+    expect(service.output).toMatch(
       /the hook `backup\.hooks\.onSuccess\.url` ran in \d+ ms: answered 200/,
     );
-    expect(service.said).toMatch(
+    expect(service.output).toMatch(
       /hooks that had not finished were ended because the service stopped/,
     );
     const [{ headers }] = receiver.got;
@@ -439,7 +443,7 @@ test('the service reports failures with the time of the retry, and logs and reco
   await until(() => receiver.got.some(({ method }) => method === 'POST'), 'an event');
   await until(
     () =>
-      service.said.includes('hook `backup.hooks.onFailure.command` failed: ended with status 1'),
+      service.output.includes('hook `backup.hooks.onFailure.command` failed: ended with status 1'),
     'the log',
   );
   const { headers, body } = receiver.got.find(({ method }) => method === 'POST');
@@ -576,7 +580,7 @@ describe('kg config', () => {
 
 describe('a hooks file', () => {
   test('that other users may write is not used, and a message says so', async () => {
-    const { backup, kg, file, at } = setUp({ onSuccess: { command: noting('success') } });
+    const { backup, kg, file, at } = setUp({ onSuccess: { command: recordingCommand('success') } });
     chmodSync(file, 0o666);
     const { status, stderr } = await backup();
     expect(status).toBe(0);
@@ -592,7 +596,7 @@ describe('a hooks file', () => {
   });
 
   test.skipIf(process.getuid() !== 0)('of another user is not used', async () => {
-    const { backup, file, at } = setUp({ onSuccess: { command: noting('success') } });
+    const { backup, file, at } = setUp({ onSuccess: { command: recordingCommand('success') } });
     chownSync(file, 12_345, 12_345);
     expect(await backup()).toMatchObject({
       status: 0,
@@ -608,7 +612,7 @@ describe('a hooks file', () => {
 
   test('reports invalid parts and still uses the others', async () => {
     const { backup, at, file } = setUp({
-      onSuccess: { command: noting('success'), url: 'ftp://hidden:x@host/' },
+      onSuccess: { command: recordingCommand('success'), url: 'ftp://hidden:x@host/' },
       onFail: {},
       timeout: 0,
     });

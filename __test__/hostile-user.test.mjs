@@ -335,7 +335,7 @@ test.runIf(isRoot)('a process of another user that keeps the project locked is n
 /** Returns every entry below a directory, with owner, mode, time and content. */
 function everything(dir) {
   const found = {};
-  const look = (file) => {
+  const visit = (file) => {
     const { mode, uid, gid, size, mtimeMs } = lstatSync(file);
     const isFile = (mode & constants.S_IFMT) === constants.S_IFREG;
     found[path.relative(dir, file)] = [
@@ -347,9 +347,9 @@ function everything(dir) {
       isFile ? createHash('sha256').update(readFileSync(file)).digest('hex') : '',
     ];
     if ((mode & constants.S_IFMT) === constants.S_IFDIR)
-      for (const name of readdirSync(file)) look(path.join(file, name));
+      for (const name of readdirSync(file)) visit(path.join(file, name));
   };
-  look(dir);
+  visit(dir);
   return found;
 }
 

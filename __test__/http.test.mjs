@@ -65,7 +65,7 @@ async function freePort() {
 
 function promtool(args, input) {
   const { status, stdout, stderr } = spawnSync('promtool', args, { input, encoding: 'utf8' });
-  return { status, said: stdout + stderr };
+  return { status, output: stdout + stderr };
 }
 
 test('a service whose settings refuse every backup is not ready, even before one fails', async () => {
@@ -97,7 +97,7 @@ test('a service that makes backups is live, ready and has metrics that pass prom
   expect(scraped.headers.get('content-type')).toBe('text/plain; version=0.0.4; charset=utf-8');
   expect(scraped.headers.get('cache-control')).toBe('no-store');
   const text = await scraped.text();
-  expect(promtool(['check', 'metrics'], text)).toEqual({ status: 0, said: '' });
+  expect(promtool(['check', 'metrics'], text)).toEqual({ status: 0, output: '' });
   expect(text).toMatch(/^kg_backup_info\{project=".+",version="\d+\.\d+\.\d+"\} 1$/m);
   expect(text).toMatch(/^kg_backup_healthy\{project=".+"\} 1$/m);
   expect(text).toMatch(/^kg_backup_running\{project=".+"\} [01]$/m);
@@ -124,29 +124,29 @@ test('a client that asks for OpenMetrics gets it, and the parser of Prometheus r
   // The importer needs a timestamp for each sample. It uses the same parser as scrapes.
   const dir = temporaryDirectory();
   writeFileSync(path.join(dir, 'scrape'), text.replace(/^(kg_backup.*)$/gm, '$1 1700000000'));
-  const { status, said } = promtool([
+  const { status, output } = promtool([
     'tsdb',
     'create-blocks-from',
     'openmetrics',
     path.join(dir, 'scrape'),
     path.join(dir, 'blocks'),
   ]);
-  expect(status, said).toBe(0);
+  expect(status, output).toBe(0);
 });
 
 test('readiness names a missing schedule or backup or a failed run, and any new backup repairs it', async () => {
   const { ask, begin, configure, database, isReady, kg } = await setUp();
   await begin();
-  const told = async () => {
+  const readiness = async () => {
     const response = await ask('/readyz');
     return `${response.status} ${(await response.json()).messages.join('; ')}`;
   };
-  expect(await told()).toMatch(/^503 there is no backup: make one/);
+  expect(await readiness()).toMatch(/^503 there is no backup: make one/);
   configure({ enabled: false });
   await until(
     async () =>
       /^503 .*no backups are made: `kg config set.*there is no schedule: `kg config set/.test(
-        await told(),
+        await readiness(),
       ),
     'no schedule',
   );
@@ -157,7 +157,7 @@ test('readiness names a missing schedule or backup or a failed run, and any new 
   renameSync(database, `${database}.away`);
   expect((await kg('diag', 'backup', '--quiet')).status).toBe(3);
   await until(
-    async () => /^503 the last run failed: .*\[KG_NO_DATABASE\]$/.test(await told()),
+    async () => /^503 the last run failed: .*\[KG_NO_DATABASE\]$/.test(await readiness()),
     'the failure',
   );
   expect(await (await ask('/metrics')).text()).toMatch(/^kg_backup_healthy\{.*\} 0$/m);
@@ -256,7 +256,7 @@ test('127.0.0.1 in IPv6 notation is a name of this machine too', async () => {
   const port = await freePort();
   const { begin } = await setUp({ ...NIGHTLY, listen: `[::ffff:127.0.0.1]:${port}` });
   await begin();
-  const asked = async (host) => {
+  const askAs = async (host) => {
     const [response] = await once(
       http.get(`http://127.0.0.1:${port}/healthz`, { headers: { host } }),
       'response',
@@ -264,7 +264,7 @@ test('127.0.0.1 in IPv6 notation is a name of this machine too', async () => {
     response.resume();
     return response.statusCode;
   };
-  expect([await asked('localhost'), await asked('rebound.example')]).toEqual([200, 403]);
+  expect([await askAs('localhost'), await askAs('rebound.example')]).toEqual([200, 403]);
 });
 
 test('an unknown address is not reported as no address', async () => {
@@ -291,10 +291,10 @@ test('clients that never finish their requests are disconnected, and delay no ba
         ),
     ),
   );
-  const asked = Date.now();
+  const askedAt = Date.now();
   expect((await ask('/healthz')).status).toBe(200);
   // The service must not wait for any of the slow clients.
-  expect(Date.now() - asked).toBeLessThan(5_000);
+  expect(Date.now() - askedAt).toBeLessThan(5_000);
   const made = () => (log().match(/made /g) ?? []).length;
   const before = made();
   await until(() => made() >= before + 2, 'backups beside them');

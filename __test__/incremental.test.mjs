@@ -115,7 +115,7 @@ for (const journalMode of ['wal', 'delete']) {
 }
 
 describe('the database as pages', () => {
-  const fates = {
+  const transformations = {
     'that shrank': (database) => change(database, 'DELETE FROM nodes WHERE rowid > 100; VACUUM'),
     'that was vacuumed': (database) => change(database, 'VACUUM'),
     'of another page size': (database) =>
@@ -135,11 +135,11 @@ describe('the database as pages', () => {
     'that grew to twice its size': (database) =>
       change(database, "INSERT INTO nodes (id, content) SELECT id || 'x', content FROM nodes"),
   };
-  for (const [what, fate] of Object.entries(fates)) {
+  for (const [what, transform] of Object.entries(transformations)) {
     test(`of one ${what} are restored`, async () => {
       const { root, manager, incremental, database } = setUp();
       await manager.createBackup();
-      fate(database);
+      transform(database);
       const second = await incremental();
       await expectState(manager, second, root);
       if (what !== 'that is empty by now') change(database, 'CREATE TABLE again (a)');
@@ -326,7 +326,7 @@ describe('a base', () => {
     const { root, manager, incremental, database, at } = setUp();
     const cache = () =>
       path.join(at('cache/backup-pages'), readdirSync(at('cache/backup-pages'))[0]);
-    const spoil = [
+    const damages = [
       () => rmSync(at('cache'), { recursive: true }),
       () => truncateSync(cache(), 100),
       () => writeFileSync(cache(), 'noise'),
@@ -343,8 +343,8 @@ describe('a base', () => {
       },
     ];
     await manager.createBackup();
-    for (const [n, spoilIt] of spoil.entries()) {
-      await spoilIt();
+    for (const [n, damagePageHashes] of damages.entries()) {
+      await damagePageHashes();
       change(database, `UPDATE nodes SET title = 'round ${n}' WHERE rowid % 500 = ${n}`);
       const next = await incremental();
       expect(next.type).toBe('incremental');

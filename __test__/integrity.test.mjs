@@ -362,8 +362,8 @@ describe('repair', () => {
     expect(db.prepare('SELECT count(*) FROM edges').pluck().get()).toBe(199);
     // The repair must not add other files or replace existing ones.
     db.exec("INSERT INTO node_tags VALUES ('gone', 6)");
-    const said = (await kg(['diag', 'repair', '--auto', file], { cwd: '/' })).stdout;
-    expect(said).toMatch(/^Saved before the repair: .*before-repair-.*\.sqlite\n/);
+    const output = (await kg(['diag', 'repair', '--auto', file], { cwd: '/' })).stdout;
+    expect(output).toMatch(/^Saved before the repair: .*before-repair-.*\.sqlite\n/);
     expect(readdirSync(dir).filter((name) => !/^alone\.db(-wal|-shm)?$/.test(name))).toHaveLength(
       2,
     );
@@ -604,12 +604,12 @@ describe('kg', () => {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     onTestFinished(() => child.kill('SIGKILL'));
-    let told = '';
-    child.stdout.on('data', (text) => (told += text));
-    await until(() => told.split('\n').length > 2, 'a second report');
+    let reports = '';
+    child.stdout.on('data', (text) => (reports += text));
+    await until(() => reports.split('\n').length > 2, 'a second report');
     child.kill('SIGINT');
     expect((await once(child, 'exit'))[0]).toBe(130);
-    for (const line of told.trim().split('\n').slice(0, 2))
+    for (const line of reports.trim().split('\n').slice(0, 2))
       expect(JSON.parse(line)).toMatchObject({ healthy: true });
   });
 

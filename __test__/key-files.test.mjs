@@ -33,7 +33,7 @@ const exposed = (result) =>
 
 describe('a key that others have', () => {
   /** Returns the warnings about the identity for each of its uses. */
-  async function told({ root, backups, base, recipient, kg }, identityFile) {
+  async function warningsOfUses({ root, backups, base, recipient, kg }, identityFile) {
     const manager = createBackupManager({
       projectRoot: root,
       backupDir: backups,
@@ -58,18 +58,20 @@ describe('a key that others have', () => {
 
   test('is a warning on every use, and a private key is not', async () => {
     const project = setUp();
-    const private_ = Object.entries(await told(project, project.identity));
+    const private_ = Object.entries(await warningsOfUses(project, project.identity));
     for (const [use, messages] of private_) expect(messages, use).toEqual([]);
     for (const mode of [0o640, 0o604]) {
       chmodSync(project.identity, mode);
-      for (const [use, messages] of Object.entries(await told(project, project.identity))) {
+      for (const [use, messages] of Object.entries(
+        await warningsOfUses(project, project.identity),
+      )) {
         expect(messages, `${use} ${mode.toString(8)}`).toEqual([
           expect.stringContaining('users other than its owner can read it'),
         ]);
       }
     }
     chmodSync(project.identity, 0o620);
-    expect((await told(project, project.identity)).backup).toEqual([
+    expect((await warningsOfUses(project, project.identity)).backup).toEqual([
       expect.stringContaining('users other than its owner can replace it'),
     ]);
     const { stderr } = await project.kg(
@@ -91,7 +93,7 @@ describe('a key that others have', () => {
     execFileSync('cp', ['-p', project.identity, here]);
     symlinkSync(here, path.join(project.base, 'link'));
     for (const name of [here, path.join(project.base, 'link')]) {
-      for (const [use, messages] of Object.entries(await told(project, name))) {
+      for (const [use, messages] of Object.entries(await warningsOfUses(project, name))) {
         expect(messages, use).toEqual([
           expect.stringContaining('lies in the directory of the backups'),
         ]);
@@ -102,7 +104,7 @@ describe('a key that others have', () => {
   test.skipIf(process.getuid() !== 0)('belongs to another user (needs root)', async () => {
     const project = setUp();
     chownSync(project.identity, 65534, 65534);
-    expect((await told(project, project.identity)).backup).toEqual([
+    expect((await warningsOfUses(project, project.identity)).backup).toEqual([
       expect.stringContaining('belongs to another user, 65534'),
     ]);
   });
@@ -122,7 +124,7 @@ describe('a key that others have', () => {
       [outer, 0o757],
     ]) {
       chmodSync(dir, mode);
-      for (const [use, messages] of Object.entries(await told(project, identity))) {
+      for (const [use, messages] of Object.entries(await warningsOfUses(project, identity))) {
         expect(messages, `${use} ${mode.toString(8)}`).toEqual([
           expect.stringContaining(
             `users other than its owner can replace it, because they can write to ${dir} (chmod go-w '${dir}')`,
@@ -133,13 +135,13 @@ describe('a key that others have', () => {
     }
     // In a sticky directory, other users cannot rename files that they do not own.
     chmodSync(outer, 0o1777);
-    expect((await told(project, identity)).backup).toEqual([]);
+    expect((await warningsOfUses(project, identity)).backup).toEqual([]);
     // Other users can replace a link in a directory that they can write.
     const open = path.join(project.base, 'open');
     mkdirSync(open);
     chmodSync(open, 0o777);
     symlinkSync(identity, path.join(open, 'link'));
-    expect((await told(project, path.join(open, 'link'))).backup).toEqual([
+    expect((await warningsOfUses(project, path.join(open, 'link'))).backup).toEqual([
       expect.stringContaining(`write to ${open} `),
     ]);
   });
@@ -154,7 +156,7 @@ describe('a key that others have', () => {
       chownSync(dir, 65534, 65534);
       for (const mode of [0o755, 0o1777]) {
         chmodSync(dir, mode);
-        expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([
+        expect((await warningsOfUses(project, path.join(dir, 'identity'))).backup).toEqual([
           expect.stringContaining(
             `user 65534 can replace it, because ${dir} belongs to that user: move it to a directory of your own`,
           ),
@@ -162,12 +164,12 @@ describe('a key that others have', () => {
       }
       chmodSync(dir, 0o775);
       chownSync(dir, 0, 65534);
-      expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([
+      expect((await warningsOfUses(project, path.join(dir, 'identity'))).backup).toEqual([
         expect.stringContaining(`they can write to ${dir} `),
       ]);
       // The group with the same number as the owner has no other member.
       chownSync(dir, 0, 0);
-      expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([]);
+      expect((await warningsOfUses(project, path.join(dir, 'identity'))).backup).toEqual([]);
     },
   );
 

@@ -104,8 +104,8 @@ describe('an incomplete backup', () => {
     try {
       await inProject('serve', '--all', '--listen', 'off');
       const status = await until(async () => {
-        const told = json(await diag('backup', '--status', '--json'));
-        return told.lastRun && told;
+        const report = json(await diag('backup', '--status', '--json'));
+        return report.lastRun && report;
       }, 'a run of the service');
       expect(status.lastRun).toMatchObject({ incomplete: true, trigger: 'schedule' });
       expect([status.lastFailure, status.health.messages[0]]).toEqual([
@@ -129,14 +129,18 @@ describe('an incomplete backup', () => {
 
   test('is reported to the API, to hooks and in an encrypted store, which names no missing file', async () => {
     const { root, diag } = small();
-    const told = path.join(root, 'told.json');
+    const reportFile = path.join(root, 'told.json');
     writeFileSync(
       path.join(root, '.kg/hooks.json'),
       JSON.stringify({
         backup: {
           hooks: {
             onSuccess: {
-              command: ['sh', '-c', `cat > ${told}; echo $KG_BACKUP_INCOMPLETE >> ${told}`],
+              command: [
+                'sh',
+                '-c',
+                `cat > ${reportFile}; echo $KG_BACKUP_INCOMPLETE >> ${reportFile}`,
+              ],
             },
           },
         },
@@ -151,7 +155,7 @@ describe('an incomplete backup', () => {
     const [backup] = await manager.listBackups();
     expect(backup).toMatchObject({ incomplete: true, encrypted: true, warnings: [] });
     expect(readFileSync(`${backup.path}.manifest.json`, 'utf8')).not.toContain('a-secret-name');
-    const [, event, variable] = /^(.*\})(.*)\n$/s.exec(readFileSync(told, 'utf8'));
+    const [, event, variable] = /^(.*\})(.*)\n$/s.exec(readFileSync(reportFile, 'utf8'));
     expect([JSON.parse(event).backup.incomplete, variable]).toEqual([true, '1']);
   });
 });
@@ -279,7 +283,8 @@ describe('`latest` that passes over newer backups', () => {
 describe.skipIf(!isRoot)(
   'an incremental backup keeps the base state of a source that it cannot read',
   () => {
-    const held = (root) => contents(root).filter((line) => /^\.kg\/(plugins|vectors)/.test(line));
+    const listedFiles = (root) =>
+      contents(root).filter((line) => /^\.kg\/(plugins|vectors)/.test(line));
 
     /**
      * Makes a project with many kinds of files in `.kg/plugins/a`, which a user without privileges
@@ -305,10 +310,10 @@ describe.skipIf(!isRoot)(
         expect(asUser('diag', 'restore', '--file', 'latest', '--target', target)).toMatchObject({
           status: 0,
         });
-        return held(target);
+        return listedFiles(target);
       };
       expect(asUser('diag', 'backup')).toMatchObject({ status: 0 });
-      return { ...made, inner, asUser, backup, restored, before: held(made.root) };
+      return { ...made, inner, asUser, backup, restored, before: listedFiles(made.root) };
     }
 
     test.each(['', 'deep', 'deep/file.json', 'deep/own.sqlite', '../../vectors.db'])(
@@ -328,7 +333,7 @@ describe.skipIf(!isRoot)(
         const whole = backup();
         expect(whole).toMatchObject({ status: 0 });
         expect(json(whole)).not.toHaveProperty('incomplete');
-        expect(held(root)).toEqual(before);
+        expect(listedFiles(root)).toEqual(before);
         expect(await restored()).toEqual(before);
       },
     );
@@ -546,11 +551,11 @@ describe('a full backup that is made because no base is left', () => {
     const { root, diag, manager } = small();
     await diag('backup');
     await kg(['config', 'set', 'backup.type', 'incremental'], { cwd: root });
-    const told = path.join(root, 'told.json');
+    const reportFile = path.join(root, 'told.json');
     writeFileSync(
       path.join(root, '.kg/hooks.json'),
       JSON.stringify({
-        backup: { hooks: { onSuccess: { command: ['sh', '-c', `cat > ${told}`] } } },
+        backup: { hooks: { onSuccess: { command: ['sh', '-c', `cat > ${reportFile}`] } } },
       }),
       { mode: 0o600 },
     );
@@ -563,7 +568,7 @@ describe('a full backup that is made because no base is left', () => {
     // The settings ask for an incremental backup, and no flag asks for a full one.
     const made = await diag('backup', '--json');
     expect(json(made)).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
-    expect(JSON.parse(readFileSync(told)).backup.warnings).toMatchObject([
+    expect(JSON.parse(readFileSync(reportFile)).backup.warnings).toMatchObject([
       { code: 'KG_WARN_FULL' },
     ]);
     expect(codes(json(await diag('backup', '--status', '--json')).lastRun)).toEqual([
@@ -579,7 +584,7 @@ describe('a full backup that is made because no base is left', () => {
 });
 
 describe('patterns of `--exclude` and `--path`', () => {
-  const held = (backup) =>
+  const listedFiles = (backup) =>
     JSON.parse(readFileSync(`${backup.path}.manifest.json`)).files.map((file) => file.path);
   const isGlossary = (file) => file.includes('glossary');
 
@@ -597,7 +602,7 @@ describe('patterns of `--exclude` and `--path`', () => {
       path.join(root, '.kg/plugins/glossary'),
     ]) {
       const made = json(await diag('backup', '--exclude', pattern, '--json'));
-      expect([codes(made), held(made).some(isGlossary)], pattern).toEqual([[], false]);
+      expect([codes(made), listedFiles(made).some(isGlossary)], pattern).toEqual([[], false]);
       rmSync(path.join(root, '.kg/plugins/glossary'), { recursive: true });
       const [first] = json(await diag('backup', '--list', '--json')).slice(-1);
       const restored = await diag('restore', '--file', first.id, '--path', pattern, '--json');

@@ -239,14 +239,14 @@ async function hold(user, database) {
 }
 
 /** The commands that open every source of the project. */
-const looks = (store) => [
+const lookCommands = (store) => [
   ['diag', 'health', '--backup-dir', store],
   ['diag', 'integrity'],
   ['diag', 'backup', '--output', store],
   ['diag', 'restore', '--backup-dir', store, '--file', 'latest', '--dry-run', '--overwrite'],
 ];
 
-const moreLooks = (store) => [
+const moreLookCommands = (store) => [
   ['diag', 'health', '--check-db', '--backup-dir', store],
   ['diag', 'backup', '--output', store, '--type', 'incremental'],
   ['diag', 'backup', '--output', store, '--list'],
@@ -263,7 +263,11 @@ const moreLooks = (store) => [
  * Runs the commands as a user. Returns the changes, the leftover temporary files, and the results
  * by command name.
  */
-function look({ base, place, root, kg }, name, { isInUse = false, isChanging = false } = {}) {
+function runLookCommands(
+  { base, place, root, kg },
+  name,
+  { isInUse = false, isChanging = false } = {},
+) {
   const user = USERS[name];
   const own = ownDirectory(path.join(base, name.replaceAll(' ', '-')), user);
   const [store, temporary] = ['store', 'tmp'].map((dir) => ownDirectory(path.join(own, dir), user));
@@ -271,11 +275,11 @@ function look({ base, place, root, kg }, name, { isInUse = false, isChanging = f
   // While the database is open, processes share its -shm as memory.
   const contentOf = (file) => !isChanging && !(isInUse && file.endsWith('-shm'));
   const found = [];
-  const said = {};
+  const results = {};
   let before = treeOf(place, { contentOf, ignore: isOwn });
   for (const arguments_ of [
-    ...looks(store),
-    ...(THOROUGH.includes(name) ? moreLooks(store) : []),
+    ...lookCommands(store),
+    ...(THOROUGH.includes(name) ? moreLookCommands(store) : []),
   ]) {
     const done = runAs(user, [kg, ...arguments_, '--project', root, '--json'], { env });
     const after = treeOf(place, { contentOf, ignore: isOwn });
@@ -283,10 +287,10 @@ function look({ base, place, root, kg }, name, { isInUse = false, isChanging = f
     found.push(...changes(before, after).map((change) => `${command}: ${change}`));
     found.push(...readdirSync(temporary).map((left) => `${command} left ${left}`));
     if (done.signal) found.push(`${command}: ${done.signal}`);
-    said[arguments_[1]] ??= done;
+    results[arguments_[1]] ??= done;
     before = after;
   }
-  return { found, said, store };
+  return { found, results, store };
 }
 
 /** Restores the newest backup in `store` and expects warnings with these codes. */
@@ -324,23 +328,23 @@ describe.skipIf(!isRoot)('looking changes nothing', () => {
       handOver(project);
       const state = await prepare(project);
       for (const name of Object.keys(USERS)) {
-        const { found, said, store } = look(project, name, state);
+        const { found, results, store } = runLookCommands(project, name, state);
         expect(found, name).toEqual([]);
         if (isSound) {
-          expect(said.health.status, said.health.stdout).toBe(0);
-          expect(said.backup.status, said.backup.stderr).toBe(0);
-          expect(JSON.parse(said.backup.stdout).integrity.status).toBe('ok');
+          expect(results.health.status, results.health.stdout).toBe(0);
+          expect(results.backup.status, results.backup.stderr).toBe(0);
+          expect(JSON.parse(results.backup.stdout).integrity.status).toBe('ok');
           const row = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) =>
             db.prepare("SELECT value FROM metadata WHERE key = 'late'").get(),
           );
           expect(row?.value, name).toBe(keeps);
         }
         if (isCutOff) {
-          expect(said.integrity.stdout).toContain('KG_ISSUE_DATABASE_DAMAGED');
-          expect(said.integrity.status).not.toBe(0);
+          expect(results.integrity.stdout).toContain('KG_ISSUE_DATABASE_DAMAGED');
+          expect(results.integrity.status).not.toBe(0);
           // Moving the WAL away would lose the remaining data.
-          expect(said.integrity.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
-          expect(said.backup.stdout).toContain('KG_WARN_SOURCE_DAMAGED');
+          expect(results.integrity.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
+          expect(results.backup.stdout).toContain('KG_WARN_SOURCE_DAMAGED');
         }
       }
       if (isSound) as(OWNER, project.database, ["UPDATE nodes SET title = 'written'"]);
@@ -370,9 +374,9 @@ describe.skipIf(!isRoot)('beside a process that writes all the time', () => {
       const names = () => treeOf(project.place, { contentOf: () => false, ignore: isOwn });
       const before = names();
       for (const name of Object.keys(USERS)) {
-        const { said, store } = look(project, name, { isChanging: true });
-        expect(said.health.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
-        expect(said.backup.status, `${name}: ${said.backup.stderr}`).toBe(0);
+        const { results, store } = runLookCommands(project, name, { isChanging: true });
+        expect(results.health.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
+        expect(results.backup.status, `${name}: ${results.backup.stderr}`).toBe(0);
         const rows = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) =>
           db.prepare("SELECT value FROM metadata WHERE key IN ('a', 'b')").all(),
         );
@@ -429,7 +433,7 @@ test.skipIf(!isRoot)(
       'plugins/jobs/jobs.sqlite-wal',
     ];
     const files = names.map((name) => [name, readFileSync(path.join(project.root, '.kg', name))]);
-    const { store } = look(project, 'root');
+    const { store } = runLookCommands(project, 'root');
     const state = restored(project, store, ['KG_WARN_SOURCE_DAMAGED']);
     for (const [name, bytes] of files)
       expect(readFileSync(path.join(state, name)).equals(bytes), name).toBe(true);

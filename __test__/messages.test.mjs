@@ -104,12 +104,12 @@ describe('a result that cannot be written', () => {
   });
 
   test('to a reader that has ended is not an error', () => {
-    const said = run(
+    const output = run(
       'bash',
       ['-c', `set -o pipefail; "${kgPath}" config show --all | head -1 > /dev/null; echo $?`],
       { cwd: root() },
     );
-    expect(said).toBe('0\n');
+    expect(output).toBe('0\n');
   });
 });
 
@@ -289,7 +289,7 @@ describe('loading the package', () => {
       cwd: repository,
       ...options,
     });
-    return { status, said: stdout + stderr };
+    return { status, output: stdout + stderr };
   };
   const tryIt = (before) =>
     `${before}; try { require('./index.js') } catch (e) { console.log(e.name, e.code, e.message) }`;
@@ -297,7 +297,7 @@ describe('loading the package', () => {
   test('requests no process report, which can block the event loop', () => {
     const script =
       "process.report.getReport = () => { throw new Error('blocked') }; require('./index.js'); console.log('loaded')";
-    expect(node(script)).toEqual({ status: 0, said: 'loaded\n' });
+    expect(node(script)).toEqual({ status: 0, output: 'loaded\n' });
   });
 
   test('on musl, on an unsupported platform and without the native package explains what to install', () => {
@@ -305,16 +305,16 @@ describe('loading the package', () => {
     writeFileSync(path.join(dir, 'node'), '\x7fELF..../lib/ld-musl-x86_64.so.1\0');
     const set = (object, name, value) =>
       `Object.defineProperty(${object}, '${name}', { value: ${JSON.stringify(value)} })`;
-    expect(node(tryIt(set('process', 'execPath', path.join(dir, 'node')))).said).toMatch(
+    expect(node(tryIt(set('process', 'execPath', path.join(dir, 'node')))).output).toMatch(
       /^KgError KG_PLATFORM_UNSUPPORTED .*linux-\w+-musl.*Alpine.*glibc/,
     );
-    expect(node(tryIt(set('process', 'platform', 'win32'))).said).toMatch(
+    expect(node(tryIt(set('process', 'platform', 'win32'))).output).toMatch(
       /KG_PLATFORM_UNSUPPORTED .*win32-\w+.*WSL 2/,
     );
-    expect(node(tryIt(set('process', 'arch', 'riscv64'))).said).toMatch(
+    expect(node(tryIt(set('process', 'arch', 'riscv64'))).output).toMatch(
       /KG_PLATFORM_UNSUPPORTED .*linux-riscv64-gnu.*linux-x64-gnu/,
     );
-    expect(node(tryIt(set('process', 'arch', 'arm64'))).said).toMatch(
+    expect(node(tryIt(set('process', 'arch', 'arm64'))).output).toMatch(
       /KG_NATIVE_MISSING .*@weavelogic\/knowledge-graph-agent-linux-arm64-gnu is not installed.*--omit=optional/,
     );
   });
@@ -325,7 +325,7 @@ describe('loading the package', () => {
     expect(
       node("try { require('./bundle/native.js') } catch (e) { console.log(e.code, e.message) }", {
         cwd: dir,
-      }).said,
+      }).output,
     ).toMatch(/KG_NATIVE_MISSING .*bundler.*--external:@weavelogic\/knowledge-graph-agent/);
     const copy = path.join(dir, 'package');
     for (const part of ['lib', 'bin', 'package.json', 'index.js'])
@@ -340,6 +340,8 @@ describe('loading the package', () => {
     const native = path.join(copy, 'npm', path.basename(path.dirname(kgPath)));
     mkdirSync(native, { recursive: true });
     writeFileSync(path.join(native, 'knowledge-graph-agent.node'), 'of another system');
-    expect(node(tryIt(''), { cwd: copy }).said).toMatch(/KG_NATIVE_MISSING .*could not be loaded/);
+    expect(node(tryIt(''), { cwd: copy }).output).toMatch(
+      /KG_NATIVE_MISSING .*could not be loaded/,
+    );
   });
 });

@@ -20,10 +20,10 @@ const worker = path.join(path.dirname(fileURLToPath(import.meta.url)), 'support/
 function start(args) {
   const child = spawn(process.execPath, [worker, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
   onTestFinished(() => child.kill('SIGKILL'));
-  let said = '';
-  child.stdout.on('data', (text) => (said += text));
-  child.stderr.on('data', (text) => (said += text));
-  return new Promise((resolve) => child.on('close', (status) => resolve({ status, said })));
+  let output = '';
+  child.stdout.on('data', (text) => (output += text));
+  child.stderr.on('data', (text) => (output += text));
+  return new Promise((resolve) => child.on('close', (status) => resolve({ status, output })));
 }
 
 test(`${PROCESSES} processes and a writer share one store and one project`, async () => {
@@ -37,9 +37,9 @@ test(`${PROCESSES} processes and a writer share one store and one project`, asyn
   const results = await Promise.all(runs);
   await writer.stop();
   const totals = {};
-  for (const { status, said } of results) {
-    expect(status, said).toBe(0);
-    for (const [key, count] of Object.entries(JSON.parse(said)))
+  for (const { status, output } of results) {
+    expect(status, output).toBe(0);
+    for (const [key, count] of Object.entries(JSON.parse(output)))
       totals[key] = (totals[key] ?? 0) + count;
   }
   console.log(`${PROCESSES} processes in ${RUN_MS / 1000} s:`, totals);

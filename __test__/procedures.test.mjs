@@ -115,10 +115,10 @@ async function shell(script, { cwd, searched, strict = false }) {
     env,
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  const said = { stdout: '', stderr: '' };
-  for (const name of ['stdout', 'stderr']) child[name].on('data', (text) => (said[name] += text));
+  const output = { stdout: '', stderr: '' };
+  for (const name of ['stdout', 'stderr']) child[name].on('data', (text) => (output[name] += text));
   const [status] = await once(child, 'close');
-  return { status, ...said };
+  return { status, ...output };
 }
 
 /** Returns the processes of `kg` that use a directory. */
@@ -214,7 +214,7 @@ const DAMAGES = {
  * The exit status and output of `kg diag health --check-db` for each damage. It cannot detect a
  * missing WAL.
  */
-const TOLD = {
+const EXPECTED_HEALTH = {
   'noise in the middle of the database': [3, 'KG_ISSUE_DATABASE_DAMAGED'],
   'a header of zeros': [3, 'KG_ISSUE_NOT_A_DATABASE'],
   'its WAL gone': [0, 'Healthy'],
@@ -229,8 +229,8 @@ async function damage({ root, database, rows }, name) {
   rmSync(`${database}-shm`, { force: true });
   const { status, stdout, stderr } = await kg(['diag', 'health', '--check-db'], { cwd: root });
   expect([status, stdout + stderr]).toEqual([
-    TOLD[name][0],
-    expect.stringContaining(TOLD[name][1]),
+    EXPECTED_HEALTH[name][0],
+    expect.stringContaining(EXPECTED_HEALTH[name][1]),
   ]);
   expect(readRows(database)).not.toEqual(rows);
 }

@@ -157,11 +157,11 @@ describe('a key in a pipe that no process writes to', () => {
       config,
       'signal: (() => { const c = new AbortController(); process.stdin.once("data", () => c.abort()); return c.signal; })(),',
     );
-    let said = '';
-    host.stdout.on('data', (text) => (said += text));
+    let output = '';
+    host.stdout.on('data', (text) => (output += text));
     const reader = await until(() => waits(host), 'a reader that waits');
     host.stdin.write('abort');
-    await until(() => said.includes('ABORT_ERR'), 'the end of the call');
+    await until(() => output.includes('ABORT_ERR'), 'the end of the call');
     await until(() => !existsSync(`/proc/${reader}`), 'the end of the reader');
   });
 
@@ -179,10 +179,10 @@ test('a worker that is killed at work causes an error of the host and leaves no 
   const host = startHost(project);
   await once(host.stdout, 'data');
   for (const reader of readersOf(host.pid)) process.kill(Number(reader), 'SIGKILL');
-  let said = '';
-  host.stdout.on('data', (text) => (said += text));
+  let output = '';
+  host.stdout.on('data', (text) => (output += text));
   await once(host, 'exit');
-  expect(said).toContain('KG_READER_DIED');
+  expect(output).toContain('KG_READER_DIED');
   expect(readdirSync(project.backups)).toEqual(['.kg-store.lock']);
 });
 

@@ -28,14 +28,14 @@ function setUp({ config = {}, start = nextHour(Date.now()) - 30 * MINUTE, ...opt
     ...config,
   });
   const clock = new FakeClock(start);
-  const told = { successes: [], failures: [] };
+  const callbacks = { successes: [], failures: [] };
   const scheduler = new BackupScheduler({
     backupManager: manager,
     schedule: '0 * * * *',
     timezone: 'UTC',
     clock,
-    onSuccess: (backup) => told.successes.push(backup),
-    onFailure: (error) => told.failures.push(error),
+    onSuccess: (backup) => callbacks.successes.push(backup),
+    onFailure: (error) => callbacks.failures.push(error),
     ...options,
   });
   onTestFinished(() => scheduler.stop({ abort: true }));
@@ -45,7 +45,7 @@ function setUp({ config = {}, start = nextHour(Date.now()) - 30 * MINUTE, ...opt
     ...project,
     manager,
     clock,
-    told,
+    callbacks,
     scheduler,
     settled,
     begin: () => begin(scheduler, clock),
@@ -65,7 +65,7 @@ const nextHour = (time) => Math.floor(time / HOUR + 1) * HOUR;
 
 describe('a started scheduler', () => {
   test('makes a backup at each scheduled time', async () => {
-    const { scheduler, clock, settled, told, manager, begin } = setUp();
+    const { scheduler, clock, settled, callbacks, manager, begin } = setUp();
     await begin();
     const first = nextHour(clock.time);
     expect(scheduler.nextRun()).toEqual(new Date(first));
@@ -77,10 +77,10 @@ describe('a started scheduler', () => {
     await settled(1);
     clock.advance(HOUR);
     await settled(2);
-    expect(told.failures).toEqual([]);
+    expect(callbacks.failures).toEqual([]);
     const ids = (await manager.listBackups()).map((backup) => backup.id);
-    expect(told.successes.map((backup) => backup.id).reverse()).toEqual(ids);
-    expect(told.successes[0]).toMatchObject({ type: 'full', description: 'Scheduled backup' });
+    expect(callbacks.successes.map((backup) => backup.id).reverse()).toEqual(ids);
+    expect(callbacks.successes[0]).toMatchObject({ type: 'full', description: 'Scheduled backup' });
     expect(scheduler.status().lastRun).toMatchObject({
       trigger: 'schedule',
       startedAt: first + HOUR,
@@ -134,7 +134,7 @@ describe('a started scheduler', () => {
   });
 
   test('makes incremental backups, and a full one at the configured interval of days', async () => {
-    const { clock, settled, told, begin } = setUp({
+    const { clock, settled, callbacks, begin } = setUp({
       schedule: '0 0 * * *',
       type: 'incremental',
       fullBackupInterval: 3,
@@ -146,7 +146,7 @@ describe('a started scheduler', () => {
     }
     // Archives have real timestamps. The fake clock sees the first one as made today, and later
     // ones as a day older each day.
-    expect(told.successes.map((backup) => backup.type)).toEqual([
+    expect(callbacks.successes.map((backup) => backup.type)).toEqual([
       'full',
       'incremental',
       'full',
@@ -155,14 +155,18 @@ describe('a started scheduler', () => {
   });
 
   test('makes a full backup if the chain is incomplete', async () => {
-    const { clock, settled, told, begin, manager } = setUp({ type: 'incremental' });
+    const { clock, settled, callbacks, begin, manager } = setUp({ type: 'incremental' });
     await begin();
     for (let run = 1; run <= 3; run += 1) {
       if (run === 3) rmSync((await manager.listBackups()).at(-1).path);
       clock.advance(HOUR);
       await settled(run);
     }
-    expect(told.successes.map((backup) => backup.type)).toEqual(['full', 'incremental', 'full']);
+    expect(callbacks.successes.map((backup) => backup.type)).toEqual([
+      'full',
+      'incremental',
+      'full',
+    ]);
   });
 
   test('waits in one run for another writer of the store, however many scheduled times pass', async () => {
@@ -207,11 +211,11 @@ describe('failures', () => {
   }
 
   test('are retried, each time after twice the delay, and then reported once', async () => {
-    const { scheduler, clock, settled, told, begin } = broken();
+    const { scheduler, clock, settled, callbacks, begin } = broken();
     await begin();
     clock.advance(HOUR);
     await settled(1);
-    expect(told.failures).toEqual([]);
+    expect(callbacks.failures).toEqual([]);
     const delays = [];
     for (const run of [2, 3]) {
       delays.push(scheduler.nextRun().getTime() - clock.time);
@@ -219,7 +223,7 @@ describe('failures', () => {
       await settled(run);
     }
     expect(delays.map((delay) => Math.round(delay / MINUTE))).toEqual([1, 2]);
-    expect(told.failures).toMatchObject([{ code: 'KG_NO_PROJECT' }]);
+    expect(callbacks.failures).toMatchObject([{ code: 'KG_NO_PROJECT' }]);
     expect(scheduler.status()).toMatchObject({
       failures: 3,
       consecutiveFailures: 3,
@@ -229,28 +233,28 @@ describe('failures', () => {
   });
 
   test('are not reported if a retry succeeds', async () => {
-    const { scheduler, clock, settled, told, begin, mend } = broken();
+    const { scheduler, clock, settled, callbacks, begin, mend } = broken();
     await begin();
     clock.advance(HOUR);
     await settled(1);
     mend();
     clock.advance(MINUTE);
     await settled(2);
-    expect(told).toMatchObject({ failures: [], successes: [{ type: 'full' }] });
+    expect(callbacks).toMatchObject({ failures: [], successes: [{ type: 'full' }] });
     expect(scheduler.status().consecutiveFailures).toBe(0);
   });
 
   test('are reported if the next scheduled time precedes the retry, or if stop() prevents it', async () => {
-    const { scheduler, clock, settled, told, begin } = broken({ retryDelay: HOUR });
+    const { scheduler, clock, settled, callbacks, begin } = broken({ retryDelay: HOUR });
     await begin();
     clock.advance(HOUR);
     await settled(1);
-    expect(told.failures).toHaveLength(0);
+    expect(callbacks.failures).toHaveLength(0);
     clock.advance(HOUR);
     await settled(2);
-    expect(told.failures).toHaveLength(1);
+    expect(callbacks.failures).toHaveLength(1);
     await scheduler.stop();
-    expect(told.failures).toHaveLength(2);
+    expect(callbacks.failures).toHaveLength(2);
   });
 
   test('of a callback become a process warning and change nothing else', async () => {
@@ -279,9 +283,9 @@ describe('failures', () => {
 
 describe('runNow', () => {
   test('makes a backup at once, even before the start, and resolves to it', async () => {
-    const { scheduler, told, clock } = setUp();
+    const { scheduler, callbacks, clock } = setUp();
     const backup = await scheduler.runNow();
-    expect(told.successes).toEqual([backup]);
+    expect(callbacks.successes).toEqual([backup]);
     expect(clock.timers.size).toBe(0);
     expect(scheduler.status()).toMatchObject({
       started: false,
@@ -299,21 +303,21 @@ describe('runNow', () => {
   });
 
   test('rejects with the error, without a retry', async () => {
-    const { scheduler, root, told } = setUp();
+    const { scheduler, root, callbacks } = setUp();
     rmSync(path.join(root, '.kg'), { recursive: true });
     await expect(scheduler.runNow()).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
-    expect(told.failures).toHaveLength(1);
+    expect(callbacks.failures).toHaveLength(1);
     expect(scheduler.status()).toMatchObject({ runs: 1 });
   });
 });
 
 describe('stop', () => {
   test('waits for the current run, and starts no other', async () => {
-    const { scheduler, clock, told, begin } = setUp();
+    const { scheduler, clock, callbacks, begin } = setUp();
     await begin();
     clock.advance(HOUR);
     await scheduler.stop();
-    expect(told.successes).toHaveLength(1);
+    expect(callbacks.successes).toHaveLength(1);
     expect(clock.timers.size).toBe(0);
     clock.advance(DAY);
     expect(scheduler.status()).toMatchObject({
@@ -326,14 +330,14 @@ describe('stop', () => {
   });
 
   test('with abort ends the current run, which leaves no files and does not count as a failure', async () => {
-    const { scheduler, clock, told, begin, backups } = setUp();
+    const { scheduler, clock, callbacks, begin, backups } = setUp();
     await begin();
     clock.advance(HOUR);
     const waiting = scheduler.runNow();
     const refused = expect(waiting).rejects.toMatchObject({ name: 'AbortError' });
     await scheduler.stop({ abort: true });
     await refused;
-    expect(told).toEqual({ successes: [], failures: [] });
+    expect(callbacks).toEqual({ successes: [], failures: [] });
     const left = existsSync(backups) ? readdirSync(backups) : [];
     expect(left.filter((name) => name !== '.kg-store.lock')).toEqual([]);
     expect(scheduler.status().lastRun.error).toMatchObject({ name: 'AbortError' });

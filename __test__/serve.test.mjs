@@ -59,9 +59,9 @@ function foreground(root, stderr = 'inherit') {
     stdio: ['ignore', 'pipe', stderr],
   });
   onTestFinished(() => child.kill('SIGKILL'));
-  const service = { child, said: '', complained: '' };
+  const service = { child, output: '', complained: '' };
   child.stderr?.on('data', (text) => (service.complained += text));
-  child.stdout.on('data', (text) => (service.said += text));
+  child.stdout.on('data', (text) => (service.output += text));
   return service;
 }
 
@@ -153,10 +153,10 @@ describe('kg serve', () => {
     const pids = all.map(({ stdout }) => stdout.match(/process (\d+)/)[1]);
     expect(new Set(pids).size).toBe(1);
     expect(all.map(({ status }) => status)).toEqual([0, 0, 0]);
-    const { child, said } = foreground(root);
+    const { child, output } = foreground(root);
     const [status] = await once(child, 'exit');
     expect(status).toBe(0);
-    expect(said + (await kg('serve', '--all')).stdout).toContain(
+    expect(output + (await kg('serve', '--all')).stdout).toContain(
       `The service is already running: process ${pids[0]}`,
     );
   });
@@ -164,7 +164,7 @@ describe('kg serve', () => {
   test('applies changed settings, and waits if they enable no backups', async () => {
     const { archives, configure, root } = setUp({ enabled: false, schedule: '0 2 * * *' });
     const service = foreground(root);
-    await until(() => service.said.includes('no backups are made'), 'the first settings');
+    await until(() => service.output.includes('no backups are made'), 'the first settings');
     configure({
       dir: '../backups',
       enabled: true,
@@ -173,11 +173,14 @@ describe('kg serve', () => {
       maxBackups: 2,
     });
     await until(
-      () => archives().length === 2 && (service.said.match(/made /g) ?? []).length >= 3,
+      () => archives().length === 2 && (service.output.match(/made /g) ?? []).length >= 3,
       'backups by the new settings',
     );
     configure({ dir: '../backups', enabled: false });
-    await until(() => service.said.match(/no backups are made/g).length === 2, 'the last settings');
+    await until(
+      () => service.output.match(/no backups are made/g).length === 2,
+      'the last settings',
+    );
     service.child.kill('SIGTERM');
     expect(await once(service.child, 'exit')).toEqual([0, null]);
   });
@@ -191,7 +194,7 @@ describe('kg serve', () => {
     rmSync(database);
     const service = foreground(root);
     await until(
-      () => /a backup failed, next attempt at .*KG_NO_DATABASE/.test(service.said),
+      () => /a backup failed, next attempt at .*KG_NO_DATABASE/.test(service.output),
       'a failure',
     );
     // The service writes the log before the history.
@@ -255,7 +258,7 @@ describe('kg serve', () => {
       'hooks that hang',
     );
     const client = net.connect(
-      Number(service.said.match(/answers on http:\/\/127\.0\.0\.1:(\d+)/)[1]),
+      Number(service.output.match(/answers on http:\/\/127\.0\.0\.1:(\d+)/)[1]),
       '127.0.0.1',
     );
     client.on('error', () => {}).write('GET /');
@@ -280,7 +283,7 @@ describe('kg serve', () => {
     service.child.kill('SIGTERM');
     expect(await once(service.child, 'exit')).toEqual([0, null]);
     expect(Date.now() - at).toBeLessThan(10_000);
-    expect(service.said).toMatch(
+    expect(service.output).toMatch(
       /hooks that had not finished were ended because the service stopped[^]*stopped\n$/,
     );
     process.kill(Number(readFileSync(path.join(root, 'left'), 'utf8')));
@@ -311,7 +314,7 @@ describe('kg serve', () => {
     await once(holder.stdout, 'data');
     expect((await status()).health.messages).toEqual([expect.stringContaining('a run is overdue')]);
     const service = foreground(root);
-    await until(() => service.said.includes('does not answer over HTTP'), 'its start');
+    await until(() => service.output.includes('does not answer over HTTP'), 'its start');
     expect(await status()).toMatchObject({
       health: { ok: true, messages: [] },
       inProgress: true,
@@ -346,7 +349,7 @@ describe('kg serve', () => {
     configure({ dir: '../backups', enabled: true, schedule: '0 0 * * *', compressionLevel: 1 });
     const next = foreground(root);
     await until(
-      () => archives().length === 1 && next.said.includes('made '),
+      () => archives().length === 1 && next.output.includes('made '),
       'the backup that was missed',
     );
     expect(readdirSync(backups).filter((name) => name.startsWith('.kg-partial-'))).toEqual([]);
@@ -372,14 +375,14 @@ describe('kg serve', () => {
       const { root } = setUp({ enabled: true, schedule: '0 2 * * *' });
       const service = foreground(root, 'pipe');
       await until(
-        () => service.said.includes('does not answer over HTTP'),
+        () => service.output.includes('does not answer over HTTP'),
         'all that its start writes',
       );
       lose(root);
       const left = () => existsSync(path.join(root, '.kg')) && readdirSync(path.join(root, '.kg'));
       const before = left();
       expect(await once(service.child, 'close')).toEqual([1, null]);
-      expect(service.said).toMatch(
+      expect(service.output).toMatch(
         /error: stopped: .* is no longer the project that this service was started for.*\[KG_SERVICE\]\n$/,
       );
       expect(service.complained).toMatch(/is no longer the project[^]*start the service again/);
@@ -404,15 +407,15 @@ describe('kg serve', () => {
         { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] },
       );
       onTestFinished(() => container.kill('SIGKILL'));
-      let said = '';
-      container.stdout.on('data', (text) => (said += text));
+      let output = '';
+      container.stdout.on('data', (text) => (output += text));
       const children = (pid) =>
         run('sh', ['-c', `cat /proc/${pid}/task/*/children`])
           .trim()
           .split(/\s+/)
           .filter(Boolean);
       await until(
-        () => archives().length >= 2 && /the hook .* ran[^]*the hook .* ran/.test(said),
+        () => archives().length >= 2 && /the hook .* ran[^]*the hook .* ran/.test(output),
         'two runs and their hooks',
       );
       const [first] = children(container.pid);
@@ -426,7 +429,7 @@ describe('kg serve', () => {
       );
       process.kill(Number(first), 'SIGTERM');
       expect(await once(container, 'close')).toEqual([0, null]);
-      expect(said).toMatch(/stopped\n$/);
+      expect(output).toMatch(/stopped\n$/);
     },
   );
 
@@ -445,7 +448,7 @@ describe('the procedures of the guide', () => {
   test('Level 1 works as written, with and without a schedule', () => {
     for (const settings of [{ enabled: true, schedule: '0 2 * * *' }, {}]) {
       const { root } = setUp(settings);
-      const said = run(
+      const output = run(
         'sh',
         [
           '-ec',
@@ -460,7 +463,7 @@ describe('the procedures of the guide', () => {
         ],
         { cwd: root },
       );
-      expect(said).toContain(settings.enabled ? 'The service was stopped' : 'Nothing to serve');
+      expect(output).toContain(settings.enabled ? 'The service was stopped' : 'Nothing to serve');
     }
   });
 });
@@ -489,16 +492,16 @@ print("ready", flush=True); sys.stdin.read()`;
     onTestFinished(() => victim.kill('SIGKILL'));
     const holder = await pretender(root, victim.pid, 'python3');
     const stopped = await kg('serve', '--stop');
-    const told = expect.stringMatching(
+    const lockedMessage = expect.stringMatching(
       new RegExp(
         `is locked by process ${holder.pid} \\(python3\\), which is not a service .*KG_SERVICE`,
       ),
     );
-    expect(stopped).toMatchObject({ status: 1, stderr: told });
+    expect(stopped).toMatchObject({ status: 1, stderr: lockedMessage });
     expect([isAlive(victim.pid), isAlive(holder.pid)]).toEqual([true, true]);
     // The other commands must not mistake it for the service either.
     for (const how of ['--status', '--all'])
-      expect(await kg('serve', how)).toMatchObject({ status: 1, stderr: told });
+      expect(await kg('serve', how)).toMatchObject({ status: 1, stderr: lockedMessage });
     const health = await kg('diag', 'health');
     expect(health.stdout).toContain('KG_ISSUE_SERVICE_UNKNOWN');
     expect(health.stdout).toContain(`process ${holder.pid} (python3)`);

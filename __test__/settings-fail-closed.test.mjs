@@ -59,7 +59,7 @@ async function encrypted(more = {}) {
 const refused = { status: 2, stderr: expect.stringMatching(/\[KG_(KEY|CONFIG)_INVALID\]/) };
 
 describe('after an encrypted backup no plain one is made', () => {
-  const spoilt = {
+  const invalidSettings = {
     'a list': '[]',
     null: 'null',
     'a text': '"text"',
@@ -99,7 +99,7 @@ describe('after an encrypted backup no plain one is made', () => {
         code: expect.stringMatching(/^KG_(KEY|CONFIG)_INVALID$/),
       });
     };
-    for (const [what, text] of Object.entries(spoilt)) {
+    for (const [what, text] of Object.entries(invalidSettings)) {
       set(text);
       await expectRefused(what);
     }
@@ -190,8 +190,8 @@ describe('after an encrypted backup no plain one is made', () => {
 
   test('by the service, which reports the failure to hooks and in its history', async () => {
     const { root, backups, set, archives, base } = await encrypted();
-    const told = path.join(base, 'told');
-    const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${told}'`]);
+    const reportFile = path.join(base, 'told');
+    const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${reportFile}'`]);
     expect(
       (await runKg(['config', 'set', 'backup.hooks.onFailure.command', command], { cwd: root }))
         .status,
@@ -204,7 +204,7 @@ describe('after an encrypted backup no plain one is made', () => {
     const child = spawn(kgPath, ['serve', '--foreground'], { cwd: root, stdio: 'ignore' });
     onTestFinished(() => child.kill('SIGKILL'));
     await until(
-      () => existsSync(told) && readFileSync(told, 'utf8').includes('KG_KEY_INVALID'),
+      () => existsSync(reportFile) && readFileSync(reportFile, 'utf8').includes('KG_KEY_INVALID'),
       'the failure',
     );
     child.kill('SIGTERM');
@@ -370,13 +370,13 @@ describe('settings that cannot be read', () => {
       ]) {
         await expect(work(), text).rejects.toMatchObject({ code: 'KG_CONFIG_INVALID' });
       }
-      const looks = [
+      const lookCommands = [
         ['backup', '--list'],
         ['backup', '--status'],
         ['backup', '--verify', 'latest'],
         ['drill'],
       ];
-      for (const args of looks)
+      for (const args of lookCommands)
         expect(await kg(...args), `${args} ${text}`).toMatchObject({
           status: 0,
           stderr: expect.stringContaining('KG_WARN_CONFIG'),
@@ -439,7 +439,7 @@ describe('settings that may name another directory', () => {
         ),
       };
       const target = path.join(root, '../restored');
-      const looks = [
+      const lookCommands = [
         ['restore', '--file', 'latest', '--target', target],
         ['restore', '--file', 'latest', '--config-only', '--yes'],
         ['drill'],
@@ -447,9 +447,9 @@ describe('settings that may name another directory', () => {
         ['backup', '--list'],
         ['backup'],
       ];
-      for (const args of looks)
+      for (const args of lookCommands)
         expect(asUser(1234, 'diag', ...args), args.join(' ')).toMatchObject(hidden);
-      expect(asUser(1234, 'diag', ...looks[0]).stderr).toContain(
+      expect(asUser(1234, 'diag', ...lookCommands[0]).stderr).toContain(
         'name the directory of the backups',
       );
       expect(existsSync(target)).toBe(false);
@@ -560,7 +560,7 @@ describe('an unknown or invalid setting', () => {
       path.join(root, '.kg/config.json'),
       JSON.stringify({ theme: 'dark', backup, backups: {} }),
     );
-    const said = [
+    const expectedNames = [
       'backup.encrypt',
       'backup.passphraseFile',
       'backup.schedule',
@@ -570,8 +570,8 @@ describe('an unknown or invalid setting', () => {
     const { warnings } = JSON.parse(
       (await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout,
     );
-    expect(warnings.map(({ code }) => code)).toEqual(said.map(() => 'KG_WARN_CONFIG'));
-    said.forEach((name, at) => expect(warnings[at].message).toContain(`\`${name}\``));
+    expect(warnings.map(({ code }) => code)).toEqual(expectedNames.map(() => 'KG_WARN_CONFIG'));
+    expectedNames.forEach((name, at) => expect(warnings[at].message).toContain(`\`${name}\``));
     const { issues } = JSON.parse(
       (await runKg(['diag', 'health', '--json'], { cwd: root })).stdout,
     );
@@ -632,7 +632,7 @@ describe('an unknown or invalid setting', () => {
         /`backup\.dir` is 5, not a text; no backup is made until it is corrected, unless the call names a directory/,
       ],
     ];
-    for (const [backup, said] of cases) {
+    for (const [backup, expectedText] of cases) {
       set({ backup });
       const { healthy, issues } = JSON.parse((await kg('diag', 'health', '--json')).stdout);
       const message = expect.stringContaining('cannot be used, so backups are refused');
@@ -641,10 +641,10 @@ describe('an unknown or invalid setting', () => {
         code: 'KG_ISSUE_CONFIG_VALUE',
         severity: 'error',
         message,
-        examples: [expect.stringMatching(said)],
+        examples: [expect.stringMatching(expectedText)],
       });
       const { stdout } = await kg('config', 'show');
-      expect(stdout).toMatch(said);
+      expect(stdout).toMatch(expectedText);
       expect(stdout).not.toContain('was ignored');
       expect((await kg('diag', 'backup')).status).toBe(2);
     }
@@ -681,13 +681,13 @@ describe('an unknown or invalid setting', () => {
     const count = () =>
       readdirSync(path.join(root, '.kg/backups')).filter((name) => /^kg-.*gz$/.test(name)).length;
     for (let made = 0; made < 2; made += 1) expect((await kg('backup')).status).toBe(0);
-    const doubtful = [
+    const invalidRetention = [
       { keep: 7 },
       { keep: { dayly: 7 } },
       { retention: '30' },
       { kepe: { daily: 7 } },
     ];
-    for (const more of doubtful) {
+    for (const more of invalidRetention) {
       set({ maxBackups: 1, ...more });
       expect(await kg('backup'), JSON.stringify(more)).toMatchObject({
         status: 0,
@@ -698,14 +698,14 @@ describe('an unknown or invalid setting', () => {
         stderr: expect.stringContaining('[KG_CONFIG_INVALID]'),
       });
     }
-    expect(count()).toBe(2 + doubtful.length);
+    expect(count()).toBe(2 + invalidRetention.length);
     set({ dir: 5 });
     expect(await kg('backup')).toMatchObject({
       status: 2,
       stderr: expect.stringContaining('`backup.dir`'),
     });
     expect((await kg('backup', '--output', path.join(root, '../named'))).status).toBe(0);
-    expect(count()).toBe(2 + doubtful.length);
+    expect(count()).toBe(2 + invalidRetention.length);
   });
 });
 
@@ -719,11 +719,11 @@ describe('a service whose settings become unreadable', () => {
   test('keeps the last valid ones, reports it once, and opens no port', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
     const config = path.join(root, '.kg/config.json');
-    const told = path.join(root, '../told');
+    const reportFile = path.join(root, '../told');
     const settings = { dir: backups, enabled: true, schedule: '0 2 1 1 *', listen: 'off' };
     const set = (text) => writeFileSync(config, text);
     set(JSON.stringify({ backup: settings }));
-    const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${told}'`]);
+    const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${reportFile}'`]);
     expect(
       (await runKg(['config', 'set', 'backup.hooks.onFailure.command', command], { cwd: root }))
         .status,
@@ -734,31 +734,32 @@ describe('a service whose settings become unreadable', () => {
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     onTestFinished(() => child.kill('SIGKILL'));
-    let said = '';
-    child.stdout.on('data', (data) => (said += data));
-    await until(() => said.includes('the schedule is'), 'the start');
-    const lines = () => (existsSync(told) ? readFileSync(told, 'utf8').trim().split('\n') : []);
-    const spoil = [() => set('[]'), () => set('{"backup":null}'), () => rmSync(config)];
-    for (const [at, work] of spoil.entries()) {
+    let output = '';
+    child.stdout.on('data', (data) => (output += data));
+    await until(() => output.includes('the schedule is'), 'the start');
+    const lines = () =>
+      existsSync(reportFile) ? readFileSync(reportFile, 'utf8').trim().split('\n') : [];
+    const invalidations = [() => set('[]'), () => set('{"backup":null}'), () => rmSync(config)];
+    for (const [at, work] of invalidations.entries()) {
       work();
       await until(() => lines().length === at + 1, `failure ${at}`);
       await until(() => /_healthy(\{[^}]*\})? 0/.test(readFileSync(metrics, 'utf8')), 'the metric');
       expect(await isFree(9821)).toBe(true);
       set(JSON.stringify({ backup: settings }));
       await until(
-        () => said.split('can be read again').length === at + 2,
+        () => output.split('can be read again').length === at + 2,
         'settings that are mended',
       );
     }
-    expect(lines()).toEqual(spoil.map(() => 'KG_CONFIG_INVALID'));
-    expect(said).not.toMatch(/no backups are made|answers on/);
+    expect(lines()).toEqual(invalidations.map(() => 'KG_CONFIG_INVALID'));
+    expect(output).not.toMatch(/no backups are made|answers on/);
     // The last valid schedule stays in force.
     set(JSON.stringify({ backup: { ...settings, schedule: '* * * * * *' } }));
-    await until(() => said.includes('made '), 'a backup');
+    await until(() => output.includes('made '), 'a backup');
     set('"spoilt"');
-    const made = said.split('made ').length;
+    const made = output.split('made ').length;
     await until(
-      () => lines().length === spoil.length + 1 && said.split('made ').length > made + 1,
+      () => lines().length === invalidations.length + 1 && output.split('made ').length > made + 1,
       'backups by the last valid settings',
     );
     child.kill('SIGTERM');

@@ -86,15 +86,15 @@ test('the manifest and the sidecar have the form that the guide describes', asyn
   for (const [entry, checksum] of Object.entries(inside.checksums)) {
     expect(checksum).toBe(`sha256:${sha256(path.join(out, entry))}`);
   }
-  const beside = JSON.parse(readFileSync(`${made.path}.manifest.json`, 'utf8'));
-  expect(beside.archive).toEqual({
+  const sidecar = JSON.parse(readFileSync(`${made.path}.manifest.json`, 'utf8'));
+  expect(sidecar.archive).toEqual({
     name: path.basename(made.path),
     size: made.size,
     sha256: sha256(made.path),
     root: expect.stringMatching(/^[0-9a-f]{64}$/),
   });
   expect(made.checksum).toBe(`sha256:${sha256(made.path)}`);
-  expect({ ...beside, archive: undefined, stats: inside.stats }).toEqual({
+  expect({ ...sidecar, archive: undefined, stats: inside.stats }).toEqual({
     ...inside,
     archive: undefined,
   });

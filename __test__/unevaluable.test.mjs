@@ -248,7 +248,7 @@ for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
 
   test(`${name} survives a salvage of damaged pages next to it`, async () => {
     const { root, database, backups } = project(make);
-    const [was, held] = [definitions(database), peopleOf(database)];
+    const [definitionsBefore, rowsBefore] = [definitions(database), peopleOf(database)];
     const lost = damage(database, 'nodes');
     const found = await new IntegrityChecker(root).runChecks();
     expect(codes(found.issues)).toContain('KG_ISSUE_DATABASE_DAMAGED');
@@ -265,8 +265,8 @@ for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
     expect(repaired.stdout).toContain(`nodes: ${300 - lost} rows saved`);
     // Rows were lost, so the status is not success.
     expect(repaired.status).toBe(6);
-    expect(definitions(database)).toEqual(was);
-    expect(peopleOf(database)).toEqual(held);
+    expect(definitions(database)).toEqual(definitionsBefore);
+    expect(peopleOf(database)).toEqual(rowsBefore);
     const after = await new IntegrityChecker(root).runChecks();
     expect(codes(after.issues)).not.toContain('KG_ISSUE_DATABASE_DAMAGED');
     expect(after.issues.some((issue) => issue.repairable)).toBe(false);
@@ -376,15 +376,15 @@ test('the table of the host keeps its full-text index, its indexes and its trigg
     db.close();
     return all;
   };
-  const [was, held] = [definitions(database), rows()];
+  const [definitionsBefore, rowsBefore] = [definitions(database), rows()];
   const lost = damage(database, 'edges');
   expect(lost).toBeGreaterThan(0);
   expect(
     (await kg(['diag', 'repair', '--auto', '--project', root, '--backup-dir', backups])).status,
   ).toBe(6);
-  expect(definitions(database)).toEqual(was);
-  expect(held[2].length).toBe(300);
-  expect(rows()).toEqual(held);
+  expect(definitions(database)).toEqual(definitionsBefore);
+  expect(rowsBefore[2].length).toBe(300);
+  expect(rows()).toEqual(rowsBefore);
   const db = new Database(database);
   db.exec("INSERT INTO nodes_fts(nodes_fts, rank) VALUES ('integrity-check', 1)");
   db.close();

@@ -31,8 +31,8 @@ test('without a command it reports the missing vectors and the program that can 
   expect(stderr).toMatch(
     /^warning: 20 of 20 nodes have no vector .* no model to create them\. Restore them with .*--command`\. \[KG_WARN_VECTORS\]\n$/,
   );
-  const told = JSON.parse((await regenerate(['--json'])).stdout);
-  expect(told).toMatchObject({
+  const report = JSON.parse((await regenerate(['--json'])).stdout);
+  expect(report).toMatchObject({
     nodes: 20,
     missing: 20,
     ran: false,
@@ -109,11 +109,11 @@ test('a script that follows Level 2 of the guide completes without vectors', () 
   cpSync(path.join(root, '../backups/latest.tar.gz'), path.join(machine, 'backup.tar.gz'), {
     dereference: true,
   });
-  const said = run('sh', ['-ec', `${steps.join('\n')}\necho the end`], {
+  const output = run('sh', ['-ec', `${steps.join('\n')}\necho the end`], {
     cwd: machine,
     env: { ...process.env, PATH: `${path.dirname(kgPath)}:${process.env.PATH}` },
   });
-  expect(said).toMatch(/Healthy\n[^]*the end\n$/);
+  expect(output).toMatch(/Healthy\n[^]*the end\n$/);
   expect(integrityOf(path.join(machine, '.kg/knowledge.db'))).toBe('ok');
 });
 

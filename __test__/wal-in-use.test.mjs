@@ -140,14 +140,14 @@ const WAYS = {
 };
 
 /** Expects every command to report that the host of this project commits elsewhere. */
-async function expectTold({ root, database, backups }, holder) {
-  const looks = [
+async function expectReported({ root, database, backups }, holder) {
+  const lookCommands = [
     ['health'],
     ['integrity'],
     ['backup', '--strict', '--output', path.join(root, '../strict')],
   ];
   const [health, integrity, backup] = await Promise.all(
-    looks.map((args) => kg(['diag', ...args, '--project', root, '--json'])),
+    lookCommands.map((args) => kg(['diag', ...args, '--project', root, '--json'])),
   );
   for (const { status, stdout } of [health, integrity]) {
     expect(status).toBe(3);
@@ -194,7 +194,7 @@ describe('a process', () => {
       const project = await saved();
       const host = await arrange(project);
       await host.tell(ADD('after'));
-      await expectTold(project, `process ${host.pid} (node)`);
+      await expectReported(project, `process ${host.pid} (node)`);
       // The host continues with its own content.
       expect(await host.tell("SELECT value FROM metadata WHERE key = 'after'")).toEqual([
         { value: 'committed' },
@@ -225,7 +225,7 @@ describe('a process', () => {
     const host = await startHost(project.database);
     remove(project.database, '');
     fillDatabase(project.database, { nodes: 300 });
-    await expectTold(project, `process ${host.pid} (node)`);
+    await expectReported(project, `process ${host.pid} (node)`);
   });
 
   test('whose database is deleted is named, with what to do before it ends', async () => {
@@ -275,7 +275,7 @@ describe('a process', () => {
       ];
       const host = await startHost(mounted, { through: mount });
       await host.tell(ADD('in the container'));
-      await expectTold(project, `process ${host.pid} (node)`);
+      await expectReported(project, `process ${host.pid} (node)`);
       await host.stop();
     },
   );
@@ -288,11 +288,11 @@ describe('a process', () => {
     // A separate PID namespace, in which the process of the host is invisible.
     const kgArgs = ['diag', 'health', '--project', project.root, '--json'];
     const inside = spawn('unshare', ['-m', '-p', '-f', '--mount-proc', kgPath, ...kgArgs]);
-    let said = '';
-    inside.stdout.on('data', (text) => (said += text));
+    let output = '';
+    inside.stdout.on('data', (text) => (output += text));
     await once(inside, 'close');
-    expect(said).toContain('KG_ISSUE_WAL_NOT_IN_USE');
-    expect(said).toContain('another container');
+    expect(output).toContain('KG_ISSUE_WAL_NOT_IN_USE');
+    expect(output).toContain('another container');
   });
 });
 
@@ -388,7 +388,7 @@ test('a forced restore replaces the file, and the process keeps its own content'
 });
 
 describe('there is no alarm', () => {
-  const said = async (root) => {
+  const kgOutput = async (root) => {
     const backup = kg([
       'diag',
       'backup',
@@ -418,7 +418,7 @@ describe('there is no alarm', () => {
     const { root, database } = makeProject();
     const host = await startHost(database);
     await host.tell(ADD('before'));
-    none(await said(root));
+    none(await kgOutput(root));
   });
 
   test.skipIf(!isRoot)(
@@ -437,7 +437,7 @@ describe('there is no alarm', () => {
       ];
       const host = await startHost(path.join(elsewhere, 'knowledge.db'), { through: mount });
       await host.tell(ADD('before'));
-      none(await said(root));
+      none(await kgOutput(root));
       await host.stop();
     },
   );
@@ -448,9 +448,9 @@ describe('there is no alarm', () => {
     for (const mode of ['PASSIVE', 'RESTART', 'TRUNCATE']) {
       await host.tell(ADD(mode));
       await host.tell(`PRAGMA wal_checkpoint(${mode})`);
-      none(await said(root));
+      none(await kgOutput(root));
       await host.tell(ADD(`${mode} again`));
-      none(await said(root));
+      none(await kgOutput(root));
     }
   });
 
@@ -480,11 +480,11 @@ print("ready", flush=True); sys.stdin.read()`;
           ['-wal', '-shm'].forEach((suffix) => chmodSync(database + suffix, 0o600));
         for (const user of ['0', '65534', '65533']) {
           const [setpriv, ...rest] = [...as(user), program, 'diag', 'health', '--project', root];
-          const told = await new Promise((resolve) =>
+          const healthOutput = await new Promise((resolve) =>
             execFile(setpriv, rest, { cwd: '/' }, (_, stdout, stderr) => resolve(stdout + stderr)),
           );
-          none(told);
-          expect(told).toContain('knowledge.db');
+          none(healthOutput);
+          expect(healthOutput).toContain('knowledge.db');
         }
         child.stdin.end();
         await once(child, 'exit');
@@ -497,7 +497,7 @@ print("ready", flush=True); sys.stdin.read()`;
     const host = await startHost(database);
     await host.tell('BEGIN');
     await host.tell('SELECT count(*) FROM nodes');
-    none(await said(root));
+    none(await kgOutput(root));
   });
 
   test('of a host that read its own database as a file, and has lost its lock', async () => {
@@ -507,7 +507,7 @@ print("ready", flush=True); sys.stdin.read()`;
     db.exec(ADD('before'));
     for (const suffix of ['', '-shm']) {
       readFileSync(database + suffix);
-      none(await said(root));
+      none(await kgOutput(root));
     }
   });
 
@@ -523,7 +523,7 @@ while True:
     });
     onTestFinished(() => child.kill('SIGKILL'));
     await once(child.stdout, 'data');
-    for (let n = 0; n < 3; n += 1) none(await said(root));
+    for (let n = 0; n < 3; n += 1) none(await kgOutput(root));
   });
 
   test('of a child that inherited descriptors of a database whose WAL is deleted', async () => {
@@ -540,7 +540,7 @@ print("ready", flush=True); os.wait()`;
     });
     onTestFinished(() => child.stdin.end());
     await once(child.stdout, 'data');
-    none(await said(root));
+    none(await kgOutput(root));
   });
 
   test('of a host that ended and left its WAL', async () => {
@@ -549,7 +549,7 @@ print("ready", flush=True); os.wait()`;
     await host.tell(ADD('before'));
     await host.kill();
     expect(statSync(`${database}-wal`).size).toBeGreaterThan(0);
-    none(await said(root));
+    none(await kgOutput(root));
     // No process uses this truncated WAL, so it is damage and has a different issue.
     truncateSync(`${database}-wal`, 100);
     const { stdout } = await kg(['diag', 'health', '--project', root]);

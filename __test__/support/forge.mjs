@@ -247,14 +247,14 @@ export function digestOf(content) {
 }
 
 /** Returns the text of a sidecar, made from the manifest of the archive and `change`. */
-export function manifestBeside(archive, manifest, change = () => {}) {
-  const beside = structuredClone(manifest);
-  beside.stats.compressedSize = archive.length;
-  beside.archive = {
+export function sidecarOf(archive, manifest, change = () => {}) {
+  const sidecar = structuredClone(manifest);
+  sidecar.stats.compressedSize = archive.length;
+  sidecar.archive = {
     name: 'forged.tar.gz',
     size: archive.length,
     sha256: sha256(archive).toString('hex'),
   };
-  change(beside);
-  return JSON.stringify(beside);
+  change(sidecar);
+  return JSON.stringify(sidecar);
 }

@@ -47,11 +47,11 @@ export function projectOf(uid, options) {
 /** Returns the paths in `dir`, itself included, that do not belong to `uid`, relative to it. */
 export function notOwnedBy(dir, uid) {
   const wrong = [];
-  const look = (file) => {
+  const visit = (file) => {
     const found = lstatSync(file);
     if (found.uid !== uid) wrong.push(`${path.relative(dir, file) || '.'} ${found.uid}`);
-    if (found.isDirectory()) for (const name of readdirSync(file)) look(path.join(file, name));
+    if (found.isDirectory()) for (const name of readdirSync(file)) visit(path.join(file, name));
   };
-  if (existsSync(dir)) look(dir);
+  if (existsSync(dir)) visit(dir);
   return wrong;
 }
