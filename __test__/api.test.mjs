@@ -353,8 +353,8 @@ describe('bad input', () => {
     NaN: { maxBackups: Number.NaN },
     'zero backups': { maxBackups: 0 },
     'half a day': { retentionDays: 0.5 },
-    'patterns that are no list': { excludePatterns: '*.tmp' },
-    'a callback that is none': { onSuccess: 'x' },
+    'patterns that are not a list': { excludePatterns: '*.tmp' },
+    'a callback that is not a function': { onSuccess: 'x' },
     'an empty directory': { backupDir: '' },
     'a directory that is a number': { backupDir: 7 },
   };

@@ -69,7 +69,7 @@ const COPIES = {
     symlinkSync(project.database, path.join(project.copy, '.kg/knowledge.db'));
     return project;
   },
-  'of a project whose database lies next to its .kg': async () => {
+  'of a project whose database is next to its .kg': async () => {
     const project = await production(({ root, database }) => {
       const graph = path.join(root, 'data/graph.db');
       mkdirSync(path.dirname(graph));

@@ -379,7 +379,7 @@ describe('a change', () => {
       'the first piece': (bytes) => (bytes[1000] ^= 1),
       'the last piece': (bytes) => (bytes[bytes.length - 40] ^= 1),
       'the end': (bytes) => bytes.subarray(0, bytes.length - 1),
-      'a piece that is missing': (bytes) =>
+      'a missing piece': (bytes) =>
         Buffer.concat([bytes.subarray(0, 400), bytes.subarray(400 + 65_552)]),
       'bytes after it': (bytes) => Buffer.concat([bytes, Buffer.from('x')]),
     };

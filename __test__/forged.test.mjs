@@ -318,32 +318,22 @@ describe('the graph database', () => {
       directory: true,
       content: NOTHING,
     }),
-    'as something that is called otherwise': added({ component: 'database', path: '.kg/x' }),
-    'where the configuration of the archive has it, if that is a file of a restore': changed(
+    'under another name': added({ component: 'database', path: '.kg/x' }),
+    'at the configured path, if that is a file of a restore': changed(
       configured('.kg/restore-journal.json'),
     ),
-    'where the configuration of the archive has it, if that is what runs after backups': changed(
+    'at the configured path, if that file runs after backups': changed(
       configured('.kg/Hooks.json'),
     ),
-    'where the configuration of the archive has it, if that is what a restore keeps': changed(
+    'at the configured path, if that is below the undo directory': changed(
       configured('.kg/restore-undo/x'),
     ),
-    'where the configuration of the archive has it, if that is the project': changed(
-      configured('.'),
-    ),
-    'where the configuration of the archive has it, if that is the state directory': changed(
-      configured('.kg'),
-    ),
-    'where the configuration of the archive has it, if that is its configuration': changed(
-      configured('.kg/config.json'),
-    ),
-    'where the configuration of the archive has it, if that is below a file': changed(
-      configured('.kg/config.json/x'),
-    ),
-    'where the configuration of the archive has it, if that has a zero byte': changed(
-      configured('.kg/a\0b'),
-    ),
-    'where the configuration of the archive has it, if that is a hook of git': script(
+    'at the configured path, if that is the project': changed(configured('.')),
+    'at the configured path, if that is the .kg directory': changed(configured('.kg')),
+    'at the configured path, if that is the configuration': changed(configured('.kg/config.json')),
+    'at the configured path, if that is below a file': changed(configured('.kg/config.json/x')),
+    'at the configured path, if that has a zero byte': changed(configured('.kg/a\0b')),
+    'at the configured path, if that is a hook of git': script(
       configured('.git/hooks/post-commit'),
     ),
     'as a hook of git, without a configuration': script((manifest, entries) => {
@@ -356,8 +346,8 @@ describe('the graph database', () => {
     'with a file that is its WAL': added({ path: '.kg/knowledge.db-wal' }),
     'with a file that is its journal': added({ path: '.kg/knowledge.db-journal' }),
     'with a file that is its index': added({ path: '.kg/knowledge.db-shm' }),
-    'with a WAL, though it is sound': companion('-wal', { path: '.kg/knowledge.db-wal' }),
-    'with a journal, though it is sound': companion('-journal', {
+    'with a WAL, although it is sound': companion('-wal', { path: '.kg/knowledge.db-wal' }),
+    'with a journal, although it is sound': companion('-journal', {
       path: '.kg/knowledge.db-journal',
     }),
     // When a process opens the database, SQLite deletes the super-journal that the journal names.
@@ -382,14 +372,14 @@ describe('the graph database', () => {
 
 describe('two entries in one place, because', () => {
   refuses(...NOT_OURS, {
-    'two files have it': changed(
+    'two files use it': changed(
       (manifest) => (recordOf(manifest, vectors).path = '.kg/config.json'),
     ),
-    'a file has that of the database': changed(
+    'a file uses that of the database': changed(
       (manifest) => (recordOf(manifest, vectors).path = '.kg/knowledge.db'),
     ),
-    'a file and a directory have it': placed.directory('.kg/config.json'),
-    'a link and a directory have it': placed.link('.kg/plugins'),
+    'a file and a directory use it': placed.directory('.kg/config.json'),
+    'a link and a directory use it': placed.link('.kg/plugins'),
     'a file lies below a file': added({ path: '.kg/config.json/x' }),
     'a file lies far below a file': added({ path: '.kg/config.json/x/y/z' }),
     'a directory lies below a file': placed.directory('.kg/config.json/x'),
@@ -409,10 +399,10 @@ describe('a link', () => {
     'to an absolute path': linked('/etc/passwd'),
     'to the root': linked('/'),
     'that climbs out': linked('../../../kg-forged'),
-    'that climbs out and comes back': linked('../../../project/.kg/config.json'),
+    'that climbs out and returns': linked('../../../project/.kg/config.json'),
     'that goes down before it climbs out': linked('a/b/../../../../../kg-forged'),
-    'to nothing': linked(''),
-    'that is called a database': linked('terms.json', { database: true }),
+    'to an empty path': linked(''),
+    'that is declared as a database': linked('terms.json', { database: true }),
     'that leads out through another link': changed((m, e) => {
       mkdirRecord(m, e, '.kg/plugins/a');
       forge.addEntry(m, e, { entry: 'files/up', path: '.kg/plugins/a/up', target: '../..' });
@@ -426,10 +416,10 @@ describe('a link', () => {
     'that is a directory with a target': recorded((record) => (record.target = 'x'), 'vectors'),
   });
   refuses(...MISMATCH, {
-    'that leads elsewhere in the tar than in the manifest': linked('terms.json', {
+    'that climbs out only in the tar': linked('terms.json', {
       tar: { link: '../../../etc/passwd' },
     }),
-    'that leads elsewhere in the manifest than in the tar': linked('../../../etc/passwd', {
+    'that climbs out only in the manifest': linked('../../../etc/passwd', {
       tar: { link: 'terms.json' },
     }),
     'whose target is written in another way': linked('%74erms.json', {
@@ -451,7 +441,7 @@ describe('a link', () => {
     'whose long target has a zero byte': rearrangedEntries(
       (entries) => void entries.splice(1, 0, forge.longName('a\0b', 'K')),
     ),
-    'whose long target is there twice': rearrangedEntries((entries) => {
+    'whose long target occurs twice': rearrangedEntries((entries) => {
       entries.splice(1, 0, forge.longName('a', 'K'), forge.longName('a', 'K'));
     }),
   });
@@ -555,9 +545,9 @@ describe('a name', () => {
   const named = (name) => rearrangedEntries((entries) => void (at(entries, vectors).name = name));
   refuses(...MISMATCH, {
     'that is not UTF-8': named(Buffer.from([0x66, 0xff, 0xfe])),
-    'that is none': named(''),
-    'that climbs where the manifest has another': named('../../kg-forged'),
-    'that is absolute where the manifest has another': named(OUTSIDE),
+    'that is empty': named(''),
+    'that climbs and differs from the manifest': named('../../kg-forged'),
+    'that is absolute and differs from the manifest': named(OUTSIDE),
     'that is long and not UTF-8': before(forge.longName(Buffer.from([0x66, 0xff]))),
     'that is long and empty': before(forge.longName('')),
     'that is long and hides another': before(forge.longName(OUTSIDE)),
@@ -567,22 +557,24 @@ describe('a name', () => {
       content: Buffer.from('config.json'),
     }),
     'that is long and has a zero byte': before(forge.longName('config.json\0../../x')),
-    'that is long and of no bytes': before({
+    'that is long and has no bytes': before({
       name: '././@LongLink',
       type: 'L',
       content: Buffer.alloc(0),
     }),
     'that is longer than a path': before(forge.longName('a'.repeat(4097))),
-    'that is long and there twice': before(
+    'that is long and occurs twice': before(
       forge.longName('config.json'),
       forge.longName('config.json'),
     ),
-    'that is long and of nothing': rearrangedEntries(
+    'that is long and has no entry after it': rearrangedEntries(
       (entries) => void entries.push(forge.longName('config.json')),
     ),
-    'that is long and of a manifest that comes later': rearrangedEntries((entries) => {
-      entries.splice(1, 0, forge.longName('manifest.json'));
-    }),
+    'that is long and precedes another entry than the manifest it names': rearrangedEntries(
+      (entries) => {
+        entries.splice(1, 0, forge.longName('manifest.json'));
+      },
+    ),
   });
 
   test('of an entry is never used as a path', async () => {
@@ -613,10 +605,8 @@ describe('entries that', () => {
       entries.splice(to, 0, entry);
     });
   refuses(...MISMATCH, {
-    'are there twice': rearrangedEntries(
-      (entries) => void entries.splice(3, 0, at(entries, vectors)),
-    ),
-    'are there twice, with other content': rearrangedEntries((entries) => {
+    'occur twice': rearrangedEntries((entries) => void entries.splice(3, 0, at(entries, vectors))),
+    'occur twice, with other content': rearrangedEntries((entries) => {
       entries.splice(3, 0, { ...at(entries, vectors), content: Buffer.from('forged') });
     }),
     'are not in the manifest': rearrangedEntries(
@@ -630,18 +620,18 @@ describe('entries that', () => {
       () => {},
       (manifest) => swap(manifest.files, 0, 1),
     ),
-    'are one for two records': changed((manifest) =>
+    'belong to two records': changed((manifest) =>
       manifest.files.push({ ...recordOf(manifest, vectors), path: '.kg/x' }),
     ),
     'are the manifest itself': changed((manifest) =>
       manifest.files.push({ ...recordOf(manifest, vectors), entry: 'manifest.json' }),
     ),
-    'are none': () => forge.seal(forge.tarOf([])),
-    'are a manifest alone': rearrangedEntries((entries) => [at(entries, 'manifest.json')]),
-    'are no manifest': rearrangedEntries((entries) =>
+    'do not exist': () => forge.seal(forge.tarOf([])),
+    'are only a manifest': rearrangedEntries((entries) => [at(entries, 'manifest.json')]),
+    'lack a manifest': rearrangedEntries((entries) =>
       entries.filter((entry) => entry.name !== 'manifest.json'),
     ),
-    'are no checksums': rearrangedEntries((entries) => entries.slice(0, -1)),
+    'lack checksums': rearrangedEntries((entries) => entries.slice(0, -1)),
     'are two manifests': rearrangedEntries(
       (entries) => void entries.splice(-1, 0, at(entries, 'manifest.json')),
     ),
@@ -675,7 +665,7 @@ describe('checksums that', () => {
   refuses(...MISMATCH, {
     'are empty': summed(() => ''),
     'lack a line': summed((lines) => lines.slice(lines.indexOf('\n') + 1)),
-    'have a line too many': summed((lines) => `${lines}${'0'.repeat(64)}  x\n`),
+    'have an extra line': summed((lines) => `${lines}${'0'.repeat(64)}  x\n`),
     'have another digest': summed((lines) =>
       lines.replace(/^./, (digit) => (digit === '0' ? '1' : '0')),
     ),
@@ -697,33 +687,33 @@ describe('a tar that', () => {
     'ends within an entry': rewritten((tar) => tar.subarray(0, 3 * forge.BLOCK + 100)),
     'ends within a header': rewritten((tar) => tar.subarray(0, tar.length - 5 * forge.BLOCK + 100)),
     'ends without its two blocks of zeros': rewritten((tar) => tar.subarray(0, -2 * forge.BLOCK)),
-    'is nothing': rewritten(() => Buffer.alloc(0)),
+    'is empty': rewritten(() => Buffer.alloc(0)),
     'is a single byte': rewritten(() => Buffer.from([1])),
     'begins with its end': rewritten((tar) => Buffer.concat([Buffer.alloc(2 * forge.BLOCK), tar])),
-    'goes on behind its end': rewritten((tar) => Buffer.concat([tar, tar])),
-    'goes on with zeros behind its end': rewritten((tar) =>
+    'continues after its end': rewritten((tar) => Buffer.concat([tar, tar])),
+    'continues with zeros after its end': rewritten((tar) =>
       Buffer.concat([tar, Buffer.alloc(64 * forge.BLOCK)]),
     ),
-    'has a header of a wrong checksum': vectorsWith({ damage: (header) => (header[0] ^= 1) }),
-    'has a header whose checksum is no number': vectorsWith({
+    'has a header with a wrong checksum': vectorsWith({ damage: (header) => (header[0] ^= 1) }),
+    'has a header whose checksum is not a number': vectorsWith({
       damage: (header) => header.fill('x', 148, 156),
     }),
-    'has a size that is no number': vectorsWith({ size: Buffer.from('99999999999\0') }),
+    'has a size that is not a number': vectorsWith({ size: Buffer.from('99999999999\0') }),
     'has a negative size': vectorsWith({ size: -512 }),
-    'has the largest size of all': vectorsWith({ size: 2n ** 64n - 1n }),
+    'has the largest possible size': vectorsWith({ size: 2n ** 64n - 1n }),
     'has a size that ends at the largest number': vectorsWith({ size: 2n ** 64n - 4096n }),
-    'says that an entry is smaller than it is': vectorsWith({ size: 1 }),
-    'says that an entry is larger than it is': vectorsWith({ size: 2 * forge.BLOCK }),
-    'says that a directory is gigantic': rearrangedEntries(
+    'declares too small a size for an entry': vectorsWith({ size: 1 }),
+    'declares too large a size for an entry': vectorsWith({ size: 2 * forge.BLOCK }),
+    'declares a gigantic directory': rearrangedEntries(
       (entries) => void (at(entries, 'vectors').size = 2n ** 62n),
     ),
-    'says that the manifest is gigantic': rearrangedEntries(
+    'declares a gigantic manifest': rearrangedEntries(
       (entries) => void (at(entries, 'manifest.json').size = 2n ** 40n),
     ),
-    'says that the checksums are gigantic': rearrangedEntries(
+    'declares gigantic checksums': rearrangedEntries(
       (entries) => void (entries.at(-1).size = 2n ** 40n),
     ),
-    'says that a long name is gigantic': rearrangedEntries((entries) => {
+    'declares a gigantic long name': rearrangedEntries((entries) => {
       entries.splice(1, 0, { name: '././@LongLink', type: 'L', size: 2n ** 62n });
     }),
   });
@@ -733,9 +723,9 @@ describe('a tar that', () => {
     {
       'is plain and has a FIFO': (tar) =>
         forge.sealPlain(forge.tarOf([...forge.changedEntries(tar, {}), { name: 'x', type: '6' }])),
-      'is plain and goes on behind its end': (tar) =>
+      'is plain and continues after its end': (tar) =>
         forge.sealPlain(Buffer.concat([genuineTar(tar), tar])),
-      'is plain and has a seal alone': () => forge.sealPlain(Buffer.alloc(0)),
+      'is plain and has only a seal': () => forge.sealPlain(Buffer.alloc(0)),
     },
   );
   refuses(
@@ -764,14 +754,16 @@ describe('a block that', () => {
   refuses(...MISMATCH, {
     'claims an impossible length': withMember(forge.member(content, { length: 2 ** 32 - 1 })),
     'claims the largest length': withMember(forge.member(content, { length: forge.MAX_MEMBER })),
-    'holds more than it says': withMember(forge.member(content, { length: 1 })),
+    'holds more than it declares': withMember(forge.member(content, { length: 1 })),
     'has another CRC': withMember(forge.member(content, { crc: 1 })),
-    'is no deflate stream': withMember(forge.member(content, { deflated: Buffer.alloc(64, 0xff) })),
-    'is of no size': withMember(sized(0)),
+    'is not a deflate stream': withMember(
+      forge.member(content, { deflated: Buffer.alloc(64, 0xff) }),
+    ),
+    'has a size of zero': withMember(sized(0)),
     'is smaller than its header': withMember(sized(20)),
-    'is of a gigantic size': withMember(sized(2 ** 32 - 1)),
-    'goes on behind the end of the archive': withMember(sized(10_000)),
-    'does not begin as blocks do': withMember(Buffer.from('not a gzip member at all')),
+    'has a gigantic size': withMember(sized(2 ** 32 - 1)),
+    'continues after the end of the archive': withMember(sized(10_000)),
+    'does not begin like a block': withMember(Buffer.from('not a gzip member at all')),
     'is a seal in the middle': withMember(forge.seal(Buffer.alloc(0)).subarray(-58)),
   });
 });
@@ -785,7 +777,7 @@ describe('a manifest that', () => {
     'has a huge size': withManifestText((json) =>
       json.replace('"size":12,', '"size":18446744073709551615,'),
     ),
-    'has a size that no number holds': withManifestText((json) =>
+    'has a size that does not fit in a number': withManifestText((json) =>
       json.replace('"size":12,', '"size":18446744073709551616,'),
     ),
     'has a negative size': recorded((record) => (record.size = -1)),
@@ -813,7 +805,7 @@ describe('a manifest that', () => {
     'has a path that is a number': recorded((record) => (record.path = 7)),
     'has a path that is a list': recorded((record) => (record.path = ['.kg', 'x'])),
     'has negative permissions': recorded((record) => (record.mode = -1)),
-    'has a time that is none': recorded((record) => (record.mtime = '9999999-99-99')),
+    'has an invalid time': recorded((record) => (record.mtime = '9999999-99-99')),
     'lacks a field': changed((manifest) => delete manifest.stats),
     'has a field of another type': changed((manifest) => (manifest.integrity = [])),
     'has a field twice': withManifestText((json) =>
@@ -822,32 +814,32 @@ describe('a manifest that', () => {
     'is a list': withManifestText(() => '[]'),
     'is null': withManifestText(() => 'null'),
     'is a number': withManifestText(() => '1e999'),
-    'is nothing': withManifestText(() => ''),
+    'is empty': withManifestText(() => ''),
     'is not UTF-8': withManifestText((json) =>
       Buffer.concat([Buffer.from([0xff]), Buffer.from(json)]),
     ),
     'is followed by another': withManifestText((json) => json + json),
-    'is cut': withManifestText((json) => json.slice(0, -10)),
-    'has lists in lists in lists': withManifestText((json) =>
+    'is truncated': withManifestText((json) => json.slice(0, -10)),
+    'has nested lists': withManifestText((json) =>
       json.replace('"files":[', `"files":[${'['.repeat(1_000_000)}`),
     ),
-    'has lists in lists in its version': withManifestText((json) =>
+    'has nested lists in its version': withManifestText((json) =>
       json.replace('"version":', `"version":${'['.repeat(1_000_000)}`),
     ),
-    'has objects in objects': withManifestText((json) =>
+    'has nested objects': withManifestText((json) =>
       json.replace('"contents":{', `"contents":{${'"x":{'.repeat(1_000_000)}`),
     ),
   });
   refuses(...NOT_OURS, {
-    'calls a directory a database': recorded((record) => (record.database = true), 'vectors'),
-    'calls a file a part of the graph database': recorded(
+    'declares a directory as a database': recorded((record) => (record.database = true), 'vectors'),
+    'declares a file as a part of the graph database': recorded(
       (record) => (record.component = 'database'),
     ),
-    'calls a plugin configuration': recorded(
+    'declares a plugin as configuration': recorded(
       (record) => (record.component = 'config'),
       'plugins/glossary/terms.json',
     ),
-    'calls the graph database vectors': recorded(
+    'declares the graph database as vectors': recorded(
       (record) => (record.component = 'vectors'),
       'database.sqlite',
     ),
@@ -909,19 +901,19 @@ describe('a sidecar that', () => {
       (manifest) => (recordOf(manifest, vectors).path = '../../kg-forged'),
     ),
     'lacks a file': lies((manifest) => void manifest.files.pop()),
-    'has a file too many': lies(
+    'has an extra file': lies(
       (manifest) => void manifest.files.push({ ...manifest.files[3], entry: 'x', path: '.kg/x' }),
     ),
     'has another digest of the archive': lies(
       (manifest) => (manifest.archive.sha256 = '0'.repeat(64)),
     ),
     'has another size of the archive': lies((manifest) => (manifest.archive.size += 1)),
-    'does not know the archive': lies((manifest) => delete manifest.archive),
-    'knows the archive as a number': lies((manifest) => (manifest.archive = 7)),
+    'does not describe the archive': lies((manifest) => delete manifest.archive),
+    'describes the archive as a number': lies((manifest) => (manifest.archive = 7)),
     'is of a later format': lies((manifest) => (manifest.version = '2.0.0')),
     'is a list': lies(undefined, () => '[]'),
-    'is nothing': lies(undefined, () => ''),
-    'is lists in lists in lists': lies(undefined, () => '['.repeat(1_000_000)),
+    'is empty': lies(undefined, () => ''),
+    'is nested lists': lies(undefined, () => '['.repeat(1_000_000)),
   });
 
   test('is a pipe blocks no command', async () => {
@@ -1073,19 +1065,19 @@ describe('gigabytes in', () => {
       'a long link': () => between(zeros(400 * MB, { name, type: 'K' })),
       'an entry of an unknown type': () => between(zeros(400 * MB, { name, type: 'Z' })),
       'a directory': () => between(zeros(400 * MB, { name, type: '5' })),
-      'a file of which the manifest beside says 10 bytes': (tar) => {
+      'a file whose size is 10 bytes in the sidecar': (tar) => {
         const archive = between(zeros(300 * MB, { name }));
         const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
         const add = ({ files }) =>
           files.splice(1, 0, { ...files[1], entry: name, path: '.kg/forged', size: 10 });
         return { archive, sidecarText: forge.sidecarOf(archive, manifest, add) };
       },
-      'a file that the manifest beside does not have': (tar) => {
+      'a file that the sidecar lacks': (tar) => {
         const archive = between(zeros(300 * MB, { name }));
         const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
         return { archive, sidecarText: forge.sidecarOf(archive, manifest) };
       },
-      'blocks that only claim to hold them': () => {
+      'blocks that only declare that much content': () => {
         const claim = forge.member(Buffer.alloc(0), {
           length: forge.MAX_MEMBER,
           crc: 1,
@@ -1096,7 +1088,7 @@ describe('gigabytes in', () => {
           ...new Array(64).fill(claim),
         ]);
       },
-      'a file that is larger than the disk, which the manifest beside knows better': (tar) => {
+      'a file that is larger than the disk, but not in the sidecar': (tar) => {
         const { archive, entries } = terabyte(tar);
         const manifest = JSON.parse(at(entries, 'manifest.json').content);
         return {
@@ -1104,9 +1096,9 @@ describe('gigabytes in', () => {
           sidecarText: forge.sidecarOf(archive, manifest, ({ files }) => (files[3].size = 12)),
         };
       },
-      'a manifest that is longer than any': (tar) =>
+      'a manifest beyond the maximum length': (tar) =>
         withText(tar, 'manifest.json', forge.zeros(600 * MB), 600 * MB),
-      'checksums that are longer than any': (tar) =>
+      'checksums beyond the maximum length': (tar) =>
         withText(tar, 'checksums.sha256', forge.zeros(600 * MB), 600 * MB),
     },
   );
@@ -1114,7 +1106,7 @@ describe('gigabytes in', () => {
     { code: 'KG_NO_SPACE' },
     {
       'a file that is larger than the disk': terabyte,
-      'a file that is larger than the disk, as its manifest beside says': (tar) => {
+      'a file that is larger than the disk, also in the sidecar': (tar) => {
         const { archive, entries } = terabyte(tar);
         return {
           archive,
@@ -1144,13 +1136,13 @@ describe('a million of', () => {
   refusesSoon(
     {},
     {
-      'entries that the manifest does not have': () =>
+      'entries that the manifest lacks': () =>
         between(forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 1_000_000)),
-      'entries more than any backup has': () =>
+      'entries beyond the maximum number': () =>
         between(forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 1_200_000)),
       'entries of another type': () =>
         between(forge.repeated(forge.headerOf({ name: 'x', type: 'Z' }), 1_000_000)),
-      'bytes of names, hundreds of times': () => {
+      'bytes of names, repeated hundreds of times': () => {
         const link = [
           forge.longName('n'.repeat(4096)),
           forge.longName('l'.repeat(4095), 'K'),
@@ -1158,7 +1150,7 @@ describe('a million of', () => {
         ];
         return between(forge.repeated(Buffer.concat(link.map(forge.blocksOf)), 60_000));
       },
-      'blocks that are damaged and entries that may be in them': () => {
+      'damaged blocks and entries that may be in them': () => {
         const damaged = forge.member(Buffer.alloc(0), { crc: 1, deflated: Buffer.alloc(1) });
         const entries = forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 200_000);
         return between([...entries, ...new Array(200_000).fill(damaged)]);
@@ -1168,7 +1160,7 @@ describe('a million of', () => {
   refusesSoon(
     { memory: 1024 * MB },
     {
-      'records of one entry': (tar) => {
+      'records for one entry': (tar) => {
         const text = String(at(forge.changedEntries(tar, {}), 'manifest.json').content);
         const files = text.indexOf('"files":[') + '"files":['.length;
         const record =

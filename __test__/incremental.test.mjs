@@ -123,16 +123,16 @@ describe('the database as pages', () => {
         database,
         'PRAGMA journal_mode = delete; PRAGMA page_size = 8192; VACUUM; PRAGMA journal_mode = wal',
       ),
-    'that was replaced by another one': (database) => {
+    'that was replaced by another': (database) => {
       for (const suffix of ['', '-wal', '-shm']) rmSync(database + suffix, { force: true });
       fillDatabase(database, { nodes: 77 });
     },
-    'that is empty by now': (database) => {
+    'that is empty now': (database) => {
       for (const suffix of ['', '-wal', '-shm']) rmSync(database + suffix, { force: true });
       writeFileSync(database, '');
     },
     'in another journal mode': (database) => change(database, 'PRAGMA journal_mode = delete'),
-    'that grew to twice its size': (database) =>
+    'that doubled its size': (database) =>
       change(database, "INSERT INTO nodes (id, content) SELECT id || 'x', content FROM nodes"),
   };
   for (const [what, transform] of Object.entries(transformations)) {
@@ -142,7 +142,7 @@ describe('the database as pages', () => {
       transform(database);
       const second = await incremental();
       await expectState(manager, second, root);
-      if (what !== 'that is empty by now') change(database, 'CREATE TABLE again (a)');
+      if (what !== 'that is empty now') change(database, 'CREATE TABLE again (a)');
       await expectState(manager, await incremental(), root);
     });
   }
@@ -473,16 +473,16 @@ test('an archive that does not match the base it names is not a backup', async (
   const tar = gunzipSync(readFileSync(archive));
   const graph = (manifest) => manifest.files.find((file) => file.path === '.kg/knowledge.db');
   const forgeries = {
-    'pages of nothing': (manifest) => delete manifest.basedOn,
+    'pages without a base': (manifest) => delete manifest.basedOn,
     'pages of another archive': (manifest) =>
       (manifest.basedOnChecksum = `sha256:${'0'.repeat(64)}`),
     'pages without a digest': (manifest) => delete graph(manifest).sha256,
     'pages with another digest': (manifest) => (graph(manifest).sha256 = '0'.repeat(64)),
-    'pages of another root': (manifest) => (graph(manifest).pages.root = '0'.repeat(64)),
+    'pages with another root hash': (manifest) => (graph(manifest).pages.root = '0'.repeat(64)),
     'a database of terabytes': (manifest) => (graph(manifest).size = 2 ** 43),
     'half a page': (manifest) => (graph(manifest).size += 1),
     'pages of size zero': (manifest) => (graph(manifest).pages.pageSize = 0),
-    'a file that its base does not have': (manifest) =>
+    'a file that its base lacks': (manifest) =>
       manifest.files.unshift({
         ...graph(manifest),
         pages: undefined,
@@ -500,7 +500,7 @@ test('an archive that does not match the base it names is not a backup', async (
     // the stored pages.
     if (what !== 'pages with another digest')
       expect(await manager.verifyBackup(forged), what).toBe(false);
-    if (what === 'pages of another root') continue;
+    if (what === 'pages with another root hash') continue;
     const target = path.join(temporaryDirectory(), 'target');
     await expect(
       manager.restore({ backupPath: forged, targetDir: target }),

@@ -233,9 +233,9 @@ describe('damage', () => {
   const damages = {
     'noise in the middle': (bytes) => bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000),
     'a header of zeros': (bytes) => bytes.fill(0, 0, 100),
-    'a file that was cut': (bytes) => bytes.subarray(0, Math.floor(bytes.length * 0.6)),
-    'a text': () => Buffer.from('not a database at all\n'.repeat(500)),
-    'nothing at all': () => Buffer.alloc(0),
+    'a truncated file': (bytes) => bytes.subarray(0, Math.floor(bytes.length * 0.6)),
+    'a text file': () => Buffer.from('not a database at all\n'.repeat(500)),
+    'an empty file': () => Buffer.alloc(0),
   };
   for (const [name, damage] of Object.entries(damages)) {
     test(`${name} is reported, and the file does not change`, async () => {

@@ -54,11 +54,11 @@ function unprivileged({ root }) {
 
 describe('an incomplete backup', () => {
   const lacking = {
-    'a link of a directory out of the project': (root) => {
+    'a directory link out of the project': (root) => {
       rmSync(path.join(root, '.kg/vectors'), { recursive: true });
       symlinkSync(temporaryDirectory(), path.join(root, '.kg/vectors'));
     },
-    'the WAL of a database that is gone': (root) => {
+    'the WAL of a missing database': (root) => {
       writeFileSync(
         path.join(root, '.kg/plugins/gone.db-wal'),
         Buffer.from('377f0682002de218', 'hex'),
@@ -470,10 +470,10 @@ describe('a backup that was killed', () => {
 
 describe('a store that held backups at the last run and holds none now', () => {
   const emptyings = {
-    'its files are gone': ({ backups }) =>
+    'its files are missing': ({ backups }) =>
       readdirSync(backups).forEach((name) => rmSync(path.join(backups, name))),
-    'the directory is gone': ({ backups }) => renameSync(backups, `${backups}-unmounted`),
-    'another one is mounted there': ({ backups, stranger }) => {
+    'the directory is missing': ({ backups }) => renameSync(backups, `${backups}-unmounted`),
+    'another directory is mounted there': ({ backups, stranger }) => {
       renameSync(backups, `${backups}-unmounted`);
       mkdirSync(backups);
       for (const name of readdirSync(stranger))

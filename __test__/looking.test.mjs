@@ -196,7 +196,7 @@ const SITUATIONS = {
     prepare: ({ database }) =>
       writeFileSync(database, readFileSync(database).fill(0xa5, 2 * 4096, 4 * 4096)),
   },
-  'a file that is no database': {
+  'a file that is not a database': {
     prepare: ({ database }) => writeFileSync(database, 'not a database\n'.repeat(600)),
   },
   'no configuration': {

@@ -184,8 +184,8 @@ const DAMAGES = {
     overwrite(database, Math.floor(readFileSync(database).length / 2), Buffer.alloc(9000, 0xa5));
   },
   'a header of zeros': ({ database }) => overwrite(database, 0, Buffer.alloc(100)),
-  'its WAL gone': ({ database }) => rmSync(`${database}-wal`),
-  'the WAL of another database beside it': ({ database }) => {
+  'a missing WAL': ({ database }) => rmSync(`${database}-wal`),
+  'the WAL of another database next to it': ({ database }) => {
     const other = path.join(temporaryDirectory(), 'other.db');
     fillDatabase(other, { nodes: 2000 });
     const db = new Database(other);
@@ -194,7 +194,7 @@ const DAMAGES = {
     copyFileSync(`${other}-wal`, `${database}-wal`);
     db.close();
   },
-  'an older WAL of its own beside it': ({ database }) => {
+  'an older WAL of its own next to it': ({ database }) => {
     const aside = path.join(temporaryDirectory(), 'aside.db');
     for (const suffix of ['', '-wal']) copyFileSync(database + suffix, aside + suffix);
     const db = new Database(aside);
@@ -217,9 +217,9 @@ const DAMAGES = {
 const EXPECTED_HEALTH = {
   'noise in the middle of the database': [3, 'KG_ISSUE_DATABASE_DAMAGED'],
   'a header of zeros': [3, 'KG_ISSUE_NOT_A_DATABASE'],
-  'its WAL gone': [0, 'Healthy'],
-  'the WAL of another database beside it': [3, 'KG_ISSUE_WAL_FOREIGN'],
-  'an older WAL of its own beside it': [3, 'KG_ISSUE_WAL_FOREIGN'],
+  'a missing WAL': [0, 'Healthy'],
+  'the WAL of another database next to it': [3, 'KG_ISSUE_WAL_FOREIGN'],
+  'an older WAL of its own next to it': [3, 'KG_ISSUE_WAL_FOREIGN'],
   'no database file': [3, 'KG_ISSUE_DATABASE_MISSING'],
   'no .kg': [2, 'KG_NO_PROJECT'],
 };

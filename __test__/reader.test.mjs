@@ -53,12 +53,12 @@ const broken = {
     () => script(`${GREETING(9, version)}; cat > /dev/null`),
     /release/,
   ],
-  'dies at work': [
+  'dies during work': [
     'KG_READER_DIED',
     () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`),
     /killed/,
   ],
-  'talks nonsense': [
+  'sends invalid messages': [
     'KG_READER_PROTOCOL',
     () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo hello world`),
     /unexpected response/,

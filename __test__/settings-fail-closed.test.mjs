@@ -65,7 +65,7 @@ describe('after an encrypted backup no plain one is made', () => {
     'a text': '"text"',
     'a number': '7',
     nothing: '',
-    'half of it': '{"backup":{"encrypt":tr',
+    'a truncated file': '{"backup":{"encrypt":tr',
     'a list as backup': '{"backup":[]}',
     'null as backup': '{"backup":null}',
     'an empty object': '{}',
@@ -77,8 +77,8 @@ describe('after an encrypted backup no plain one is made', () => {
     'a key with a dot': '{"backup.encrypt":true}',
     'a wrong type': '{"backup":{"encrypt":"true"}}',
     'turned off': '{"backup":{"encrypt":false}}',
-    'the key alone': '{"backup":{"identityFile":"../identity"}}',
-    'two of them, the last of which counts': '{"backup":{"encrypt":true},"backup":{}}',
+    'only the key': '{"backup":{"identityFile":"../identity"}}',
+    'two of them, of which the last applies': '{"backup":{"encrypt":true},"backup":{}}',
   };
 
   test('health reports the refusal before a backup fails', async () => {

@@ -68,7 +68,8 @@ describe('a damaged database', () => {
   const unreadable = {
     'whose header is zeroed': (file) => overwrite(file, 0, Buffer.alloc(100)),
     'whose schema is noise': (file) => overwrite(file, 100, Buffer.alloc(3000, 0xa5)),
-    'that was cut in the middle': (file) => truncateSync(file, Math.floor(statSync(file).size / 2)),
+    'that was truncated in the middle': (file) =>
+      truncateSync(file, Math.floor(statSync(file).size / 2)),
     'that is text': (file) =>
       writeFileSync(file, 'not a database at all, but quite long all the same'.repeat(100)),
   };

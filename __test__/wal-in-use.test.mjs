@@ -56,7 +56,7 @@ const WAYS = {
     remove(database, '-wal', '-shm');
     return host;
   },
-  'whose WAL alone was deleted': async ({ database }) => {
+  'whose WAL was deleted without its index': async ({ database }) => {
     const host = await startHost(database);
     await host.tell(ADD('before'));
     remove(database, '-wal');
@@ -92,7 +92,9 @@ const WAYS = {
     linkSync(database, other);
     return startHost(other);
   },
-  'that has another hard link open, beside one that has this name open': async ({ database }) => {
+  'that has another hard link open, while another process has this name open': async ({
+    database,
+  }) => {
     const sound = await startHost(database);
     await sound.tell('SELECT count(*) FROM nodes');
     const other = path.join(temporaryDirectory(), 'other.db');
@@ -107,7 +109,7 @@ const WAYS = {
     renameSync(`${database}-new`, database);
     return host;
   },
-  'whose database was moved away, and another one put in its place': async ({ root, database }) => {
+  'whose database was moved away and replaced': async ({ root, database }) => {
     const host = await startHost(database);
     await host.tell(ADD('before'));
     mkdirSync(path.join(root, 'old'));
@@ -116,7 +118,7 @@ const WAYS = {
     renameSync(`${database}-new`, database);
     return host;
   },
-  'whose database was moved away, and another process has the one in its place open': async ({
+  'whose database was moved away, and whose replacement another process has open': async ({
     root,
     database,
   }) => {
