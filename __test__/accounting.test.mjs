@@ -12,7 +12,7 @@ import { makeProject } from './support/project.mjs';
 const json = ({ stdout }) => JSON.parse(stdout);
 
 /** Changes the date of a backup. */
-function date(backup, at) {
+function setBackupDate(backup, at) {
   const file = `${backup.path}.manifest.json`;
   writeFileSync(
     file,
@@ -76,7 +76,7 @@ test('ages have a unit that fits their size', async () => {
     [26 * 3_600_000, '26 h'],
     [75 * 3_600_000, '3 d'],
   ]) {
-    date(backup, Date.now() - ms - 1000);
+    setBackupDate(backup, Date.now() - ms - 1000);
     expect((await diag('health')).stdout).toContain(`${backup.id}, ${age} old`);
     expect((await diag('backup', '--status')).stdout).toContain(`${age} ago`);
   }
@@ -98,7 +98,7 @@ test('retention counts days in `backup.timezone`, by command and by API, and in 
       type: 'snapshot',
     });
     made.push(backup);
-    date(backup, time);
+    setBackupDate(backup, time);
   }
   const left = ({ decisions }) =>
     decisions

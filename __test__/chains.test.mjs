@@ -247,7 +247,7 @@ describe('a backup that is consolidated from a chain', () => {
    * Makes a chain in which files of every kind, and their owners, appear, change, stay and
    * disappear.
    */
-  async function rich() {
+  async function makeVariedChain() {
     const made = await chain(3, { nodes: 2000 });
     const { at, database, incremental } = made;
     mkdirSync(at('plugins/empty'));
@@ -264,7 +264,7 @@ describe('a backup that is consolidated from a chain', () => {
   }
 
   test('is a full backup of the same moment that opens with tar and needs no base', async () => {
-    const { manager, root, last, made } = await rich();
+    const { manager, root, last, made } = await makeVariedChain();
     const expected = await restored(manager, last);
     const full = await manager.consolidate(last.id);
     expect(full).toMatchObject({
@@ -305,7 +305,7 @@ describe('a backup that is consolidated from a chain', () => {
   });
 
   test('has the entries of a full backup: their order, modes, times and owners', async () => {
-    const { manager, last } = await rich();
+    const { manager, last } = await makeVariedChain();
     const full = await manager.createBackup();
     const consolidated = await manager.consolidate(last.id, { compression: false });
     expect(consolidated.path).toMatch(/\.tar$/);

@@ -23,7 +23,7 @@ const configure = (root, config) =>
 const archiveOf = ({ backups }) => path.join(backups, 'latest.tar.gz');
 
 /** Makes a project with a backup and a later change that a repair would remove. */
-async function production(place) {
+async function makeOriginal(place) {
   const project = makeProject();
   const database = place(project);
   const restored = path.join(project.root, '../copy');
@@ -41,14 +41,16 @@ async function production(place) {
 /** Ways in which a copy can name the database of its original. */
 const COPIES = {
   'restored from a backup with an absolute path': async () => {
-    const project = await production(({ root, database }) => (configure(root, database), database));
+    const project = await makeOriginal(
+      ({ root, database }) => (configure(root, database), database),
+    );
     expect(
       await kg(['diag', 'restore', '--file', archiveOf(project), '--target', project.copy]),
     ).toMatchObject({ status: 0 });
     return project;
   },
   'restored from a backup with a relative path that leads up': async () => {
-    const project = await production(
+    const project = await makeOriginal(
       ({ root, database }) => (configure(root, '../project/.kg/knowledge.db'), database),
     );
     expect(
@@ -57,12 +59,14 @@ const COPIES = {
     return project;
   },
   'copied with an absolute path': async () => {
-    const project = await production(({ root, database }) => (configure(root, database), database));
+    const project = await makeOriginal(
+      ({ root, database }) => (configure(root, database), database),
+    );
     cpSync(project.root, project.copy, { recursive: true });
     return project;
   },
   'with a symbolic link to the database': async () => {
-    const project = await production(({ database }) => database);
+    const project = await makeOriginal(({ database }) => database);
     cpSync(project.root, project.copy, { recursive: true });
     for (const suffix of ['', '-wal', '-shm'])
       rmSync(path.join(project.copy, `.kg/knowledge.db${suffix}`), { force: true });
@@ -70,7 +74,7 @@ const COPIES = {
     return project;
   },
   'of a project whose database is next to its .kg': async () => {
-    const project = await production(({ root, database }) => {
+    const project = await makeOriginal(({ root, database }) => {
       const graph = path.join(root, 'data/graph.db');
       mkdirSync(path.dirname(graph));
       renameSync(database, graph);
@@ -143,7 +147,7 @@ describe('a copy', () => {
 });
 
 test('a hard-linked copy is not repaired, and a restore into it does not change the original', async () => {
-  const project = await production(({ database }) => database);
+  const project = await makeOriginal(({ database }) => database);
   const { root, copy } = project;
   run('cp', ['-al', root, copy]);
   const before = contents(root);
@@ -163,7 +167,7 @@ test('a hard-linked copy is not repaired, and a restore into it does not change 
 
 describe('a database outside every project', () => {
   const outside = () =>
-    production(({ root, database }) => {
+    makeOriginal(({ root, database }) => {
       const graph = path.join(temporaryDirectory(), 'graph.db');
       renameSync(database, graph);
       configure(root, graph);

@@ -446,7 +446,7 @@ describe('a change', () => {
   });
 });
 
-describe('a plain backup where an encrypted one is expected', () => {
+describe('a plain backup in place of an expected encrypted one', () => {
   /** Makes a store with an encrypted backup and a plain one that another writer added. */
   async function setUpBoth() {
     const project = setUp();

@@ -132,7 +132,7 @@ describe('a file system that cannot sync directories', () => {
   });
 });
 
-test('where links, modes or times cannot be set, a restore warns and is complete', () => {
+test('if links, modes or times cannot be set, a restore warns and is complete', () => {
   const { root } = makeProject({ nodes: 20 });
   expect(run(kgPath, ['diag', 'backup'], { cwd: root })).toContain('Backup created');
   for (const [call, error] of [

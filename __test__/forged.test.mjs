@@ -91,7 +91,7 @@ const recorded = (change, entry = vectors) =>
 /** Returns every name below a directory. */
 const namesIn = (dir) => readdirSync(dir, { recursive: true }).sort();
 
-/** Writes `archive` under a valid name; `beside` is the text of its sidecar. */
+/** Writes `archive` under a valid name; `sidecarText` is the text of its sidecar. */
 function store({ archive, sidecarText }, ending = 'tar.gz') {
   const file = path.join(temporaryDirectory(), `forged.${ending}`);
   writeFileSync(file, archive);
@@ -143,7 +143,7 @@ const NOT_OURS = ['KG_NOT_A_BACKUP', { valid: true }];
 /** The parts of the archive contradict each other. */
 const MISMATCH = ['KG_CHECKSUM_MISMATCH', { valid: false }];
 
-const each = (texts, forgery) =>
+const forgeriesFor = (texts, forgery) =>
   Object.fromEntries(texts.map((text) => [JSON.stringify(text), forgery(text)]));
 
 // ---- Destinations ----
@@ -205,7 +205,7 @@ const ODD_PATHS = [
 ];
 
 describe('a file at', () => {
-  refuses(...NOT_OURS, each([...LEADING_OUT, ...ODD_PATHS], placed.file));
+  refuses(...NOT_OURS, forgeriesFor([...LEADING_OUT, ...ODD_PATHS], placed.file));
 });
 
 describe('a file that would run or be called here after a backup, as', () => {
@@ -215,7 +215,7 @@ describe('a file that would run or be called here after a backup, as', () => {
   // File systems that ignore case treat `ſ` as a lowercase `s`, so that name counts too.
   refuses(
     ...NOT_OURS,
-    each(
+    forgeriesFor(
       [
         '.kg/hooks.json',
         '.kg/HOOKS.json',
@@ -238,7 +238,7 @@ describe('a file that would run or be called here after a backup, as', () => {
 describe('a directory at', () => {
   refuses(
     ...NOT_OURS,
-    each(
+    forgeriesFor(
       [...LEADING_OUT, '.kg', '.git/hooks', '.kg/backups', '.kg/restore-staging-x'],
       placed.directory,
     ),
@@ -248,7 +248,7 @@ describe('a directory at', () => {
 describe('a link at', () => {
   refuses(
     ...NOT_OURS,
-    each([...LEADING_OUT, '.kg', '.git/hooks/post-commit', '.kg/x.lock'], placed.link),
+    forgeriesFor([...LEADING_OUT, '.kg', '.git/hooks/post-commit', '.kg/x.lock'], placed.link),
   );
 });
 
@@ -289,12 +289,12 @@ describe('the graph database', () => {
   describe('at', () =>
     refuses(
       ...NOT_OURS,
-      each([...LEADING_OUT, '.kg/', '.kg/restore-staging-x/0'], placed.database),
+      forgeriesFor([...LEADING_OUT, '.kg/', '.kg/restore-staging-x/0'], placed.database),
     ));
   describe('without a configuration, at', () => {
     refuses(
       ...NOT_OURS,
-      each([...LEADING_OUT, '.', '.kg/config.json/', '.kg', '.kg/.kg-partial-x'], alone),
+      forgeriesFor([...LEADING_OUT, '.', '.kg/config.json/', '.kg', '.kg/.kg-partial-x'], alone),
     );
   });
   refuses(...NOT_OURS, {
@@ -940,16 +940,19 @@ describe('a sidecar that', () => {
     for (const ending of ['', '.manifest.json']) renameSync(named + ending, archive + ending);
     expect(statSync(`${archive}.manifest.json`).size).toBeGreaterThan(60 * MB);
     const soon = { peakBytes: expect.toBeBelow(MEMORY), status: expect.toBeBelow(6) };
-    expect(measured(['diag', 'backup', '--list', '--output', path.dirname(archive)])).toMatchObject(
-      soon,
-    );
-    expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({ ...soon, status: 5 });
+    expect(
+      measureKg(['diag', 'backup', '--list', '--output', path.dirname(archive)]),
+    ).toMatchObject(soon);
+    expect(measureKg(['diag', 'backup', '--verify', archive])).toMatchObject({
+      ...soon,
+      status: 5,
+    });
   });
 
   test('is gigantic takes little memory', async () => {
     const archive = store(lies()(await genuine()));
     truncateSync(`${archive}.manifest.json`, 1024 * MB);
-    expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({
+    expect(measureKg(['diag', 'backup', '--verify', archive])).toMatchObject({
       peakBytes: expect.toBeBelow(MEMORY),
     });
   });
@@ -976,7 +979,7 @@ print(json.dumps({'status': os.waitstatus_to_exitcode(status), 'seconds': time.m
  * Runs the native `kg` and returns its exit status, duration, peak memory and bytes written to
  * disk.
  */
-function measured(args, cwd = temporaryDirectory()) {
+function measureKg(args, cwd = temporaryDirectory()) {
   const command = ['prlimit', `--cpu=${SECONDS}:${SECONDS}`, kgPath, ...args];
   return JSON.parse(
     execFileSync('python3', ['-c', MEASURE, ...command], { encoding: 'utf8', cwd }),
@@ -1025,10 +1028,10 @@ function refusesSoon({ memory = MEMORY, code = 'KG_CHECKSUM_MISMATCH', valid = f
       const forged = forgery(await genuine());
       const archive = store(Buffer.isBuffer(forged) ? { archive: forged } : forged);
       const limits = { peakBytes: expect.toBeBelow(memory), writtenBytes: expect.toBeBelow(DISK) };
-      const checked = measured(['diag', 'backup', '--verify', archive]);
+      const checked = measureKg(['diag', 'backup', '--verify', archive]);
       expect.soft(checked, 'check').toMatchObject({ ...limits, status: valid ? 0 : 5 });
       const base = temporaryDirectory();
-      const restored = measured(
+      const restored = measureKg(
         ['diag', 'restore', '--file', archive, '--target', path.join(base, 'target')],
         base,
       );

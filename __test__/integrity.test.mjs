@@ -38,7 +38,8 @@ import {
 const codes = ({ issues }) => issues.map((issue) => issue.code);
 
 /** Returns the names that a check, drill or snapshot left in a directory for temporary files. */
-const left = (dir) => readdirSync(dir).filter((name) => /^\.kg-(check|drill|snapshot)-/.test(name));
+const leftoversIn = (dir) =>
+  readdirSync(dir).filter((name) => /^\.kg-(check|drill|snapshot)-/.test(name));
 
 /** Adds edges without nodes, a tag without a node, and a wrong full-text index. */
 function breakRows(database) {
@@ -213,7 +214,7 @@ describe('during writes', () => {
         WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 200000) INSERT INTO slow SELECT x FROM n`);
     });
     // Other processes may have left files in the common directory.
-    const before = left(os.tmpdir());
+    const before = leftoversIn(os.tmpdir());
     const controller = new AbortController();
     const checking = new IntegrityChecker(database).runChecks({
       signal: controller.signal,
@@ -222,7 +223,7 @@ describe('during writes', () => {
     });
     await expect(checking).rejects.toMatchObject({ name: 'AbortError', code: 'ABORT_ERR' });
     expect(
-      left(os.tmpdir()).filter(
+      leftoversIn(os.tmpdir()).filter(
         (name) => name.startsWith('.kg-snapshot-') && !before.includes(name),
       ),
     ).toEqual([]);
@@ -493,7 +494,7 @@ describe('drills', () => {
           (await kg(['diag', 'drill', '--directory', directory], { cwd: root, env })).status,
         ).toBe(0);
       expect(readdirSync(directory)).toEqual([]);
-      expect(left(env.TMPDIR)).toEqual([]);
+      expect(leftoversIn(env.TMPDIR)).toEqual([]);
     });
   }
 });
@@ -520,7 +521,7 @@ describe('freshness', () => {
     );
   });
 
-  test('does not count an incremental backup whose base is gone', async () => {
+  test('does not count an incremental backup without its base', async () => {
     const { root, backups } = makeProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const full = await manager.createBackup();

@@ -269,7 +269,7 @@ describe('at a terminal', () => {
    * Runs a command on a terminal and returns its output. Fails if the command asks for a
    * passphrase.
    */
-  const unasked = (command, cwd, env) => {
+  const runWithoutPrompt = (command, cwd, env) => {
     const script = `
 import os, pty, sys
 pid, terminal = pty.fork()
@@ -300,9 +300,9 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     ).toBe(0);
     const restore = (args) =>
       `'${kgPath}' diag restore --backup-dir '${backups}' --file latest --target '${base}/restored' --yes ${args}`;
-    expect(unasked(restore('--config-only'), root, {})).toContain('Restored 1 files');
-    expect(unasked(restore('--db-only --decrypt'), root, { KG_PASSPHRASE_FILE: key })).toContain(
-      'Restored',
-    );
+    expect(runWithoutPrompt(restore('--config-only'), root, {})).toContain('Restored 1 files');
+    expect(
+      runWithoutPrompt(restore('--db-only --decrypt'), root, { KG_PASSPHRASE_FILE: key }),
+    ).toContain('Restored');
   });
 });

@@ -28,7 +28,7 @@ async function spin(milliseconds) {
  * Runs `kg` and kills it after a time or once `sign` has appeared. Resolves to whether it was still
  * running.
  */
-async function killed(args, { cwd, afterMs, sign }) {
+async function runAndKill(args, { cwd, afterMs, sign }) {
   const child = spawn(kgPath, args, { cwd, stdio: 'ignore' });
   const exited = once(child, 'exit');
   while (sign && child.exitCode === null && !existsSync(sign)) await tick();
@@ -61,7 +61,7 @@ test(`a backup, killed ${KILLS} times`, async () => {
       '--quiet',
       ...(n % 3 ? [] : ['--compression', 'none']),
     ];
-    if (await killed(args, { cwd: root, afterMs: (n / KILLS) * 60 })) interrupted += 1;
+    if (await runAndKill(args, { cwd: root, afterMs: (n / KILLS) * 60 })) interrupted += 1;
     const listed = await manager.listBackups();
     expect(listed.map(({ id }) => id)).toContain(first.id);
     for (const { id, path: archive } of listed) {
@@ -132,7 +132,7 @@ for (const [what, spoilDatabase] of Object.entries(damages)) {
         n % 2
           ? { sign: journal, afterMs: ((n * 7) % 50) / 10 }
           : { afterMs: (n / (2 * kills)) * 25 };
-      await killed(['diag', 'restore', '--quiet', ...args], { cwd: root, ...timing });
+      await runAndKill(['diag', 'restore', '--quiet', ...args], { cwd: root, ...timing });
       if (existsSync(journal)) {
         seen.interrupted += 1;
         if (JSON.parse(readFileSync(journal, 'utf8')).decided) seen.decided += 1;

@@ -70,7 +70,7 @@ async function killWriter(database) {
  * Makes a project with such a database. `change` is committed before the transaction; `before` is
  * the committed content.
  */
-async function killed({ change = '' } = {}) {
+async function makeProjectWithKilledWriter({ change = '' } = {}) {
   const project = makeProject({ nodes: 2000, journalMode: 'delete' });
   withDatabase(project.database, (db) => db.exec(change));
   const before = rowsOf(project.database);
@@ -89,7 +89,7 @@ function damagePage(file, page) {
 }
 
 test('a backup holds the commit before, a check finds no problem, and neither changes the file or its journal', async () => {
-  const { root, before } = await killed();
+  const { root, before } = await makeProjectWithKilledWriter();
   const manager = createBackupManager({
     projectRoot: root,
     backupDir: path.join(temporaryDirectory(), 'backups'),
@@ -138,7 +138,7 @@ test('a restore over it gives the content of the backup, and an undo gives the c
 });
 
 test('a repair of rows rolls the transaction back first', async () => {
-  const { root, database, before } = await killed({
+  const { root, database, before } = await makeProjectWithKilledWriter({
     change: "INSERT INTO edges VALUES (9000, 'n1', 'nobody', 'links', 1.0, '')",
   });
   const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
@@ -151,7 +151,7 @@ test('a repair of rows rolls the transaction back first', async () => {
 });
 
 test('damaged pages that the transaction changed are restored from the journal and need no repair', async () => {
-  const { root, database, before, pages } = await killed();
+  const { root, database, before, pages } = await makeProjectWithKilledWriter();
   for (const page of [1, pages.nodes[pages.nodes.length >> 1].page]) damagePage(database, page);
   const result = await new IntegrityChecker(root).runChecks({ repairMode: true });
   expect(result).toMatchObject({ healthy: true, repair: { actions: [] } });
@@ -160,7 +160,7 @@ test('damaged pages that the transaction changed are restored from the journal a
 });
 
 test('a damaged page that it did not change loses its rows, and the transaction is still rolled back', async () => {
-  const { root, database, before, pages } = await killed();
+  const { root, database, before, pages } = await makeProjectWithKilledWriter();
   const middle = pages.edges.length >> 1;
   const { page, rows } = pages.edges[middle];
   const first = pages.edges.slice(0, middle).reduce((sum, { rows: count }) => sum + count, 0);

@@ -28,7 +28,7 @@ const reasons = (created) =>
   created.retention.decisions.map(({ id, kept, reason }) => [id, kept, reason]);
 
 /** Changes the date of a backup, as if the clock had been wrong. */
-function date(backup, at) {
+function setBackupDate(backup, at) {
   const file = `${backup.path}.manifest.json`;
   writeFileSync(
     file,
@@ -40,16 +40,16 @@ function date(backup, at) {
 }
 
 describe('a backup with a future date', () => {
-  async function ahead() {
+  async function makeFutureBackup() {
     const { root, backups, database } = makeProject({ nodes: 10 });
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const future = await manager.createBackup();
-    date(future, Date.now() + 30 * DAY);
+    setBackupDate(future, Date.now() + 30 * DAY);
     return { root, backups, database, manager, future };
   }
 
   test('does not displace a new backup and is not latest, base or fresh', async () => {
-    const { root, backups, manager, future } = await ahead();
+    const { root, backups, manager, future } = await makeFutureBackup();
     expect(await backupFreshnessCheck(manager, { maxAge: '1d' }).check()).toBe(false);
     const limited = createBackupManager({ projectRoot: root, backupDir: backups, maxBackups: 1 });
     const made = await limited.createBackup();
@@ -67,7 +67,7 @@ describe('a backup with a future date', () => {
   });
 
   test('is an issue of health while it is the only backup', async () => {
-    const { root, backups } = await ahead();
+    const { root, backups } = await makeFutureBackup();
     const { stdout } = await kg(['diag', 'health', '--backup-dir', backups, '--json'], {
       cwd: root,
     });
@@ -121,7 +121,7 @@ describe('retention keeps content that the newest backup lacks', () => {
 });
 
 describe('projects that share a backup directory', () => {
-  async function two() {
+  async function makeTwoProjects() {
     const [a, b] = [makeProject({ nodes: 10 }), makeProject({ nodes: 20 })];
     const managers = [a, b].map(({ root }) =>
       createBackupManager({ projectRoot: root, backupDir: a.backups, maxBackups: 1 }),
@@ -132,7 +132,7 @@ describe('projects that share a backup directory', () => {
   }
 
   test('each have their own retention and latest', async () => {
-    const { a, backups, managers, first, second } = await two();
+    const { a, backups, managers, first, second } = await makeTwoProjects();
     expect(reasons(second)).toEqual([[second.id, true, 'newest-good']]);
     expect((await managers[0].listBackups()).map(({ id }) => id)).toEqual([second.id, first.id]);
     expect((await managers[0].getLatestBackup()).id).toBe(first.id);
@@ -153,7 +153,7 @@ describe('projects that share a backup directory', () => {
   });
 
   test('cause a warning if one is restored over the other, which can be undone', async () => {
-    const { a, second } = await two();
+    const { a, second } = await makeTwoProjects();
     const restored = await kg(['diag', 'restore', '--file', second.path], { cwd: a.root });
     expect(restored).toMatchObject({
       status: 0,
@@ -167,7 +167,7 @@ describe('projects that share a backup directory', () => {
   });
 
   test('are pruned separately from outside any project, so that each keeps its last good backup', async () => {
-    const { backups, first, second } = await two();
+    const { backups, first, second } = await makeTwoProjects();
     const { stdout } = await kg(
       ['diag', 'prune', '--output', backups, '--max-backups', '1', '--json'],
       { cwd: path.dirname(backups) },
@@ -176,7 +176,7 @@ describe('projects that share a backup directory', () => {
       [second.id, true],
       [first.id, true],
     ]);
-    const { backups: mixed, managers, first: oldest, second: other } = await two();
+    const { backups: mixed, managers, first: oldest, second: other } = await makeTwoProjects();
     await managers[0].pin(oldest.id);
     const newest = await managers[0].createBackup();
     await managers[0].unpin(oldest.id);
@@ -191,7 +191,7 @@ describe('projects that share a backup directory', () => {
   });
 
   test('find their own backups without a `.kg`, and restore another one with a warning', async () => {
-    const { a, b, backups, managers, first } = await two();
+    const { a, b, backups, managers, first } = await makeTwoProjects();
     rmSync(path.join(a.root, '.kg'), { recursive: true });
     const own = await kg(
       ['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'],
@@ -231,7 +231,7 @@ describe('projects that share a backup directory', () => {
   });
 
   test('are not healthy or fresh because of backups of other projects', async () => {
-    const { backups, managers } = await two();
+    const { backups, managers } = await makeTwoProjects();
     const { root } = makeProject({ nodes: 10 });
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     expect(await backupFreshnessCheck(managers[0]).check()).toBe(true);
@@ -244,7 +244,7 @@ describe('projects that share a backup directory', () => {
   });
 
   test('see backups from before a move, in list, status and prune', async () => {
-    const { a, backups, second } = await two();
+    const { a, backups, second } = await makeTwoProjects();
     const moved = `${a.root}-moved`;
     renameSync(a.root, moved);
     const diag = (...args) => kg(['diag', ...args, '--output', backups], { cwd: moved });

@@ -26,14 +26,14 @@ const json = ({ stdout }) => JSON.parse(stdout);
 const codes = (result) => result.warnings.map(({ code }) => code);
 
 /** Returns `kg diag` for a small project with its backups in `.kg/backups`. */
-function small({ nodes = 10 } = {}) {
+function makeSmallProject({ nodes = 10 } = {}) {
   const { root, database } = makeProject({ nodes });
   const diag = (...args) => kg(['diag', ...args], { cwd: root });
   return { root, database, diag, manager: createBackupManager({ projectRoot: root }) };
 }
 
 /** Returns `kg` run by a user without privileges, who owns the project. */
-function unprivileged({ root }) {
+function kgAsUser({ root }) {
   const base = path.dirname(root);
   chmodSync(base, 0o755);
   const copy = path.join(base, 'kg');
@@ -67,7 +67,7 @@ describe('an incomplete backup', () => {
   };
   for (const [what, spoil] of Object.entries(lacking)) {
     test(`exits with 6 and is marked everywhere: ${what}`, async () => {
-      const { root, diag } = small();
+      const { root, diag } = makeSmallProject();
       spoil(root);
       const made = await diag('backup', '--json', '--metrics-file', path.join(root, 'kg.prom'));
       expect(made).toMatchObject({ status: 6 });
@@ -96,7 +96,7 @@ describe('an incomplete backup', () => {
   }
 
   test('of the service counts as a success with a warning and is not retried at once', async () => {
-    const { root, diag } = small();
+    const { root, diag } = makeSmallProject();
     symlinkSync(temporaryDirectory(), path.join(root, '.kg/elsewhere'));
     const inProject = (...args) => kg(args, { cwd: root });
     await inProject('config', 'set', 'backup.enabled', 'true');
@@ -119,7 +119,7 @@ describe('an incomplete backup', () => {
   });
 
   test('is complete if the missing part is excluded, and a complete backup is not marked', async () => {
-    const { root, diag } = small();
+    const { root, diag } = makeSmallProject();
     symlinkSync(temporaryDirectory(), path.join(root, '.kg/elsewhere'));
     const made = await diag('backup', '--exclude', '.kg/elsewhere', '--json');
     expect(made.status).toBe(0);
@@ -128,7 +128,7 @@ describe('an incomplete backup', () => {
   });
 
   test('is reported to the API, to hooks and in an encrypted store, which names no missing file', async () => {
-    const { root, diag } = small();
+    const { root, diag } = makeSmallProject();
     const reportFile = path.join(root, 'told.json');
     writeFileSync(
       path.join(root, '.kg/hooks.json'),
@@ -162,7 +162,7 @@ describe('an incomplete backup', () => {
 
 describe('`latest` that passes over newer backups', () => {
   async function chain() {
-    const made = small();
+    const made = makeSmallProject();
     const backups = [];
     for (let n = 0; n < 3; n += 1) {
       withDatabase(made.database, (db) =>
@@ -251,7 +251,7 @@ describe('`latest` that passes over newer backups', () => {
   });
 
   test('because their source was damaged', async () => {
-    const made = small({ nodes: 400 });
+    const made = makeSmallProject({ nodes: 400 });
     const good = await made.manager.createBackup();
     const bytes = readFileSync(made.database);
     writeFileSync(made.database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
@@ -290,8 +290,8 @@ describe.skipIf(!isRoot)(
      * Makes a project with many kinds of files in `.kg/plugins/a`, which a user without privileges
      * backs up and restores.
      */
-    async function closable() {
-      const made = small();
+    async function makeClosableProject() {
+      const made = makeSmallProject();
       const inner = path.join(made.root, '.kg/plugins/a');
       mkdirSync(path.join(inner, 'deep'), { recursive: true });
       writeFileSync(path.join(inner, 'deep/file.json'), '{}');
@@ -302,7 +302,7 @@ describe.skipIf(!isRoot)(
           db.exec("CREATE TABLE t (x); INSERT INTO t VALUES ('kept')"),
         );
       }
-      const asUser = unprivileged(made);
+      const asUser = kgAsUser(made);
       const backup = (...args) =>
         asUser('diag', 'backup', '--json', '--type', 'incremental', ...args);
       const restored = async () => {
@@ -319,7 +319,7 @@ describe.skipIf(!isRoot)(
     test.each(['', 'deep', 'deep/file.json', 'deep/own.sqlite', '../../vectors.db'])(
       '.kg/plugins/a/%s',
       async (closed) => {
-        const { root, inner, asUser, backup, restored, before } = await closable();
+        const { root, inner, asUser, backup, restored, before } = await makeClosableProject();
         chmodSync(path.join(inner, closed), 0);
         const made = backup();
         expect(made).toMatchObject({ status: 6 });
@@ -339,7 +339,7 @@ describe.skipIf(!isRoot)(
     );
 
     test('also of the files and links in a directory that lists names but forbids access', async () => {
-      const { inner, backup, restored, before } = await closable();
+      const { inner, backup, restored, before } = await makeClosableProject();
       chmodSync(inner, 0o444);
       expect(backup()).toMatchObject({ status: 6 });
       chmodSync(inner, 0o755);
@@ -347,7 +347,7 @@ describe.skipIf(!isRoot)(
     });
 
     test('but drops newly excluded files', async () => {
-      const { inner, backup, restored, before } = await closable();
+      const { inner, backup, restored, before } = await makeClosableProject();
       chmodSync(path.join(inner, 'deep'), 0);
       expect(backup('--exclude', '*.tmp')).toMatchObject({ status: 6 });
       expect(await restored()).toEqual(before.filter((line) => !line.includes('.tmp')));
@@ -362,7 +362,7 @@ describe('`health --max-age`', () => {
       .map(({ code, severity }) => [code, severity]);
 
   test('fails only if it is given and the last backup is missing or older', async () => {
-    const { diag, manager } = small();
+    const { diag, manager } = makeSmallProject();
     const without = await diag('health', '--json');
     expect([without.status, backupIssues(without)]).toEqual([
       0,
@@ -397,12 +397,12 @@ describe('`health --max-age`', () => {
   });
 });
 
-describe('a backup that was killed', () => {
+describe('a killed backup', () => {
   /**
    * Starts a backup that waits for another writer of the store. The test decides when that writer
    * ends.
    */
-  async function waiting({ root }) {
+  async function startWaitingBackup({ root }) {
     const backups = path.join(root, '.kg/backups');
     mkdirSync(backups, { recursive: true });
     const holder = spawn(
@@ -426,9 +426,9 @@ describe('a backup that was killed', () => {
   const lastRun = async (diag) => json(await diag('backup', '--status', '--json'));
 
   test('is the last failure in status, health and metrics, until there is another backup', async () => {
-    const made = small();
+    const made = makeSmallProject();
     const { diag, root } = made;
-    const { backup, ended, records, release } = await waiting(made);
+    const { backup, ended, records, release } = await startWaitingBackup(made);
     expect((await lastRun(diag)).lastFailure).toBe(null);
     backup.kill('SIGKILL');
     await ended;
@@ -459,8 +459,8 @@ describe('a backup that was killed', () => {
   });
 
   test('is not a failure if the user interrupted it, once or twice', async () => {
-    const made = small();
-    const { backup, ended, records, release } = await waiting(made);
+    const made = makeSmallProject();
+    const { backup, ended, records, release } = await startWaitingBackup(made);
     backup.kill('SIGINT');
     expect(await ended).toEqual({ status: 130, signal: null });
     release();
@@ -468,7 +468,7 @@ describe('a backup that was killed', () => {
   });
 });
 
-describe('a store that held backups at the last run and holds none now', () => {
+describe('a store that contained backups at the last run and is empty now', () => {
   const emptyings = {
     'its files are missing': ({ backups }) =>
       readdirSync(backups).forEach((name) => rmSync(path.join(backups, name))),
@@ -548,7 +548,7 @@ describe('a store that held backups at the last run and holds none now', () => {
 
 describe('a full backup that is made because no base is left', () => {
   test('is reported in the result, on the terminal, to hooks, in the status and to a scheduler', async () => {
-    const { root, diag, manager } = small();
+    const { root, diag, manager } = makeSmallProject();
     await diag('backup');
     await kg(['config', 'set', 'backup.type', 'incremental'], { cwd: root });
     const reportFile = path.join(root, 'told.json');
@@ -589,7 +589,7 @@ describe('patterns of `--exclude` and `--path`', () => {
   const isGlossary = (file) => file.includes('glossary');
 
   test('match the same files for every way to write a path of the project', async () => {
-    const { root, diag } = small();
+    const { root, diag } = makeSmallProject();
     await diag('backup');
     const terms = '.kg/plugins/glossary/terms.json';
     for (const pattern of [
@@ -614,7 +614,7 @@ describe('patterns of `--exclude` and `--path`', () => {
   });
 
   test('that are absolute paths of the project match the same part of another directory', async () => {
-    const { root, diag } = small();
+    const { root, diag } = makeSmallProject();
     await diag('backup');
     const target = path.join(temporaryDirectory(), 'elsewhere');
     const restored = await diag(
@@ -636,7 +636,7 @@ describe('patterns of `--exclude` and `--path`', () => {
   });
 
   test('that are invalid or lead out of the project are refused by both, and no backup is made', async () => {
-    const { root, diag, manager } = small();
+    const { root, diag, manager } = makeSmallProject();
     await diag('backup');
     for (const pattern of [
       'plugins/[',
@@ -663,7 +663,7 @@ describe('patterns of `--exclude` and `--path`', () => {
   });
 
   test('that match nothing are a warning, except for parts that are left out anyway', async () => {
-    const { diag } = small();
+    const { diag } = makeSmallProject();
     const patterns = ['plugins/glosary', '*.json', 'logs', '/knowledge.db'];
     const made = await diag(
       'backup',
@@ -707,7 +707,7 @@ const hasStrace = (() => {
 test.skipIf(!hasStrace)(
   'a single disk error fails the whole backup, or is a warning of a backup that exists',
   async () => {
-    const { root, manager } = small();
+    const { root, manager } = makeSmallProject();
     const backups = path.join(root, '.kg/backups');
     await manager.createBackup();
     const archives = () =>

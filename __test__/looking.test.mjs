@@ -182,12 +182,12 @@ const SITUATIONS = {
   'a database in use': {
     isSound: true,
     keeps: 'yes',
-    prepare: ({ database }) => hold(OWNER, database),
+    prepare: ({ database }) => startIdleHost(OWNER, database),
   },
   'a database that another user has in use': {
     isSound: true,
     keeps: 'yes',
-    prepare: ({ database }) => hold(MEMBER, database),
+    prepare: ({ database }) => startIdleHost(MEMBER, database),
   },
   'a directory that may not be read': {
     prepare: ({ root }) => chmodSync(path.join(root, '.kg/plugins/jobs'), 0o000),
@@ -233,7 +233,7 @@ async function startHost(user, database, sql, then) {
 }
 
 /** Starts an idle process that has committed rows in the WAL. */
-async function hold(user, database) {
+async function startIdleHost(user, database) {
   await startHost(user, database, COMMITTED, "console.log('open'); process.stdin.resume()");
   return { isInUse: true };
 }
@@ -352,7 +352,7 @@ describe.skipIf(!isRoot)('looking changes nothing', () => {
   );
 });
 
-describe.skipIf(!isRoot)('beside a process that writes all the time', () => {
+describe.skipIf(!isRoot)('during writes by another process', () => {
   test.for([OWNER, MEMBER])(
     'each user reads one commit, and the writer continues: writer %o',
     async (writer) => {

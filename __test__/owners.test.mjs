@@ -287,7 +287,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
   const modeOf = (file) => (statSync(file).mode & 0o7777).toString(8);
 
   /** Makes a project with directories that their owner may not write. */
-  function readOnly() {
+  function makeReadOnlyProject() {
     const project = projectOf(USER);
     const plugins = path.join(project.root, '.kg/plugins');
     const dirs = { m: 0o555, 'nested/inner': 0o555, nested: 0o555, own: 0o500, group: 0o2555 };
@@ -307,7 +307,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
   }
 
   test('a restore that creates them can be undone and repeated', () => {
-    const { asOwner, files, plugins, modes } = readOnly();
+    const { asOwner, files, plugins, modes } = makeReadOnlyProject();
     expect(asOwner('diag', 'backup')).toMatchObject(done);
     rmSync(plugins, { recursive: true });
     for (let round = 0; round < 2; round += 1) {
@@ -320,7 +320,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
   });
 
   test('files in them are replaced, and the directories stay read-only', () => {
-    const { asOwner, files, modes } = readOnly();
+    const { asOwner, files, modes } = makeReadOnlyProject();
     expect(asOwner('diag', 'backup')).toMatchObject(done);
     const before = modes();
     files.forEach((file) => writeFileSync(file, 'newer'));
@@ -336,7 +336,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
   });
 
   test('a database in one is replaced and restored by an undo', () => {
-    const { asOwner, plugins, run } = readOnly();
+    const { asOwner, plugins, run } = makeReadOnlyProject();
     const database = path.join(plugins, 'data/own.db');
     mkdirSync(path.dirname(database));
     const rows = (work) => withDatabase(database, work);
@@ -362,7 +362,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
   });
 
   test('a kill between the changes leaves them as they were', () => {
-    const { asOwner, asUser, executable, files, modes, root, run } = readOnly();
+    const { asOwner, asUser, executable, files, modes, root, run } = makeReadOnlyProject();
     expect(asOwner('diag', 'backup')).toMatchObject(done);
     const before = modes();
     files.forEach((file) => writeFileSync(file, 'newer'));

@@ -38,7 +38,7 @@ function titles(root) {
  * Makes a project with three live databases on a separate disk, and a backup of their earlier
  * content.
  */
-function saved() {
+function makeSavedProject() {
   const disk = makeDisk();
   const root = path.join(disk.root, 'project');
   cpSync(makeProject({ nodes: 60 }).root, root, { recursive: true });
@@ -67,7 +67,7 @@ function atEachCall(disk, root, args, look) {
 
 describe.skipIf(!canMount)('a loss of power', () => {
   test('in a restore leaves every database old or every one restored', () => {
-    const { disk, root, id } = saved();
+    const { disk, root, id } = makeSavedProject();
     const seen = { newer: 0, saved: 0 };
     const lost = atEachCall(disk, root, ['diag', 'restore', '--file', id, '--yes'], (at) => {
       kg(root, 'diag', 'backup', '--type', 'snapshot');
@@ -84,7 +84,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
   });
 
   test('in an undo leaves every database restored or every one as before', () => {
-    const { disk, root, id } = saved();
+    const { disk, root, id } = makeSavedProject();
     kg(root, 'diag', 'restore', '--file', id, '--yes');
     const lost = atEachCall(disk, root, ['diag', 'restore', '--undo', '--yes'], (at) => {
       kg(root, 'diag', 'backup', '--type', 'snapshot');
@@ -100,7 +100,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
   });
 
   test('in a repair leaves a database that the next repair fixes', () => {
-    const { disk, root } = saved();
+    const { disk, root } = makeSavedProject();
     withDatabase(path.join(root, '.kg/knowledge.db'), (db) => {
       db.pragma('foreign_keys = off');
       db.exec(
@@ -122,7 +122,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
     ['a pin', ['diag', 'backup', '--pin', 'INCREMENTAL', '--reason', 'why']],
     ['a deletion', ['diag', 'backup', '--delete', 'INCREMENTAL']],
   ])('in %s leaves every listed backup complete', (_, args) => {
-    const { disk, root, id } = saved();
+    const { disk, root, id } = makeSavedProject();
     const incremental = kg(root, 'diag', 'backup', '--type', 'incremental');
     const lost = atEachCall(
       disk,
@@ -150,7 +150,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
   });
 
   test('in a change of a setting leaves the old or the new configuration', () => {
-    const { disk, root } = saved();
+    const { disk, root } = makeSavedProject();
     const file = path.join(root, '.kg/config.json');
     const before = readFileSync(file, 'utf8');
     const lost = atEachCall(disk, root, ['config', 'set', 'backup.maxBackups', '7'], (at) => {

@@ -72,13 +72,14 @@ for (const [what, [code, kg, message]] of Object.entries(broken)) {
       code,
       message: expect.stringMatching(message),
     });
-    // The configuration is checked first, so even the directory does not exist.
+    // The client first asks the worker for the configuration, so it did not even make the
+    // directory.
     expect(existsSync(backups)).toBe(false);
   });
 }
 
 /** Returns the process ids of the workers that process `parent` started. */
-function readersOf(parent) {
+function workersOf(parent) {
   return readdirSync('/proc')
     .filter((id) => /^\d+$/.test(id))
     .filter((id) => {
@@ -110,7 +111,7 @@ test('a worker ends with its host, and the next run removes the leftovers of bot
   const project = makeProject({ nodes: 60_000 });
   const host = startHost(project);
   await once(host.stdout, 'data');
-  const readers = readersOf(host.pid);
+  const readers = workersOf(host.pid);
   expect(readers).toHaveLength(1);
   host.kill('SIGKILL');
   await once(host, 'exit');
@@ -131,15 +132,15 @@ test('a worker ends with its host, and the next run removes the leftovers of bot
 });
 
 describe('a key in a pipe that no process writes to', () => {
-  const waiting = () => {
+  const makeProjectWithPipe = () => {
     const project = makeProject({ nodes: 5 });
     const passphraseFile = path.join(path.dirname(project.root), 'key');
     run('mkfifo', [passphraseFile]);
     return { project, config: { encryption: { passphraseFile } } };
   };
-  /** Resolves when the worker blocks in its open of the pipe (fifo(7)). */
-  const waits = (host) =>
-    readersOf(host.pid).find((reader) => {
+  /** Returns the worker that blocks in its open of the pipe (fifo(7)), if there is one. */
+  const findBlockedWorker = (host) =>
+    workersOf(host.pid).find((reader) => {
       try {
         return readdirSync(`/proc/${reader}/task`).some(
           (thread) =>
@@ -151,7 +152,7 @@ describe('a key in a pipe that no process writes to', () => {
     });
 
   test('blocks the call until it is aborted', async () => {
-    const { project, config } = waiting();
+    const { project, config } = makeProjectWithPipe();
     const host = startHost(
       project,
       config,
@@ -159,16 +160,16 @@ describe('a key in a pipe that no process writes to', () => {
     );
     let output = '';
     host.stdout.on('data', (text) => (output += text));
-    const reader = await until(() => waits(host), 'a reader that waits');
+    const reader = await until(() => findBlockedWorker(host), 'a reader that waits');
     host.stdin.write('abort');
     await until(() => output.includes('ABORT_ERR'), 'the end of the call');
     await until(() => !existsSync(`/proc/${reader}`), 'the end of the reader');
   });
 
   test('does not block the worker once the host has ended', async () => {
-    const { project, config } = waiting();
+    const { project, config } = makeProjectWithPipe();
     const host = startHost(project, config);
-    const reader = await until(() => waits(host), 'a reader that waits');
+    const reader = await until(() => findBlockedWorker(host), 'a reader that waits');
     host.kill('SIGKILL');
     await until(() => !existsSync(`/proc/${reader}`), 'the end of the reader');
   });
@@ -178,7 +179,7 @@ test('a worker that is killed at work causes an error of the host and leaves no 
   const project = makeProject({ nodes: 60_000 });
   const host = startHost(project);
   await once(host.stdout, 'data');
-  for (const reader of readersOf(host.pid)) process.kill(Number(reader), 'SIGKILL');
+  for (const reader of workersOf(host.pid)) process.kill(Number(reader), 'SIGKILL');
   let output = '';
   host.stdout.on('data', (text) => (output += text));
   await once(host, 'exit');
@@ -197,7 +198,7 @@ test('a worker thread that is terminated ends its call', async () => {
   const worker = new Worker(code, { eval: true, workerData: { repository, ...project } });
   await once(worker, 'message');
   await worker.terminate();
-  await until(() => readersOf(process.pid).length === 0, 'the end of the reader');
+  await until(() => workersOf(process.pid).length === 0, 'the end of the reader');
   await until(() => readdirSync(project.backups).join() === '.kg-store.lock', 'an empty store');
 });
 
@@ -207,7 +208,7 @@ test('the worker has its name as the only argument and receives nothing through 
   let seen;
   await manager.createBackup({
     onProgress: () => {
-      const [reader] = readersOf(process.pid);
+      const [reader] = workersOf(process.pid);
       if (reader)
         seen ??= ['cmdline', 'environ'].map((name) =>
           readFileSync(`/proc/${reader}/${name}`, 'utf8'),

@@ -258,7 +258,7 @@ describe('a killed restore', () => {
   const journal = (at) => at('restore-journal.json');
 
   /** Kills restores until one leaves its journal. */
-  async function interrupted({ root, backup, at }, spoil) {
+  async function interruptRestore({ root, backup, at }, spoil) {
     for (let n = 0; n < 500; n += 1) {
       spoil();
       const child = spawn(kgPath, ['diag', 'restore', '--quiet', '--file', backup.path], {
@@ -294,7 +294,7 @@ describe('a killed restore', () => {
       writeFileSync(at('config.json'), '{"theme":"light"}');
       writeFileSync(at('plugins/glossary/terms.json'), 'mine');
     };
-    await interrupted(project, spoil);
+    await interruptRestore(project, spoil);
     for (const name of readdirSync(at()).filter((name) => name.startsWith('restore-staging-')))
       rmSync(at(name), { recursive: true });
     const { warnings } = await manager.createBackup({ type: 'snapshot' });

@@ -139,7 +139,7 @@ describe('with overwrite', () => {
 });
 
 describe('parts', () => {
-  test('only selects any of the parts, and refuses one that the backup does not contain', async () => {
+  test('`only` selects any of the parts, and refuses one that the backup does not contain', async () => {
     const { manager } = await setUp();
     const expected = {
       database: ['knowledge.db'],
@@ -200,7 +200,7 @@ describe('an unsuitable target', () => {
       symlinkSync('/tmp', path.join(target, '.kg/plugins'));
     },
   };
-  test('is not a .kg that is a link of the user: the restore writes to its target', async () => {
+  test('does not include a .kg that is a link of the user: the restore writes behind it', async () => {
     const { manager } = await setUp();
     const target = temporaryDirectory();
     const real = temporaryDirectory();

@@ -24,7 +24,7 @@ const DAY = 24 * 60 * 60 * 1000;
  * Makes a backup that is dated `days` ago. The archive keeps its date, because these tests only
  * list backups.
  */
-async function aged(manager, days) {
+async function makeAgedBackup(manager, days) {
   const backup = await manager.createBackup({ type: 'snapshot' });
   const timestamp = new Date(Date.now() - days * DAY).toISOString();
   const id = `backup-${timestamp.slice(0, 19).replace(/[-:]/g, '').replace('T', '-')}`;
@@ -51,7 +51,7 @@ function setUp(config = {}) {
 test('each backup removes and reports backups older than retentionDays or beyond maxBackups', async () => {
   const { plain, manager, backups } = setUp({ retentionDays: 30, maxBackups: 3 });
   const ids = [];
-  for (const days of [100, 31, 20, 10, 5]) ids.push(await aged(plain, days));
+  for (const days of [100, 31, 20, 10, 5]) ids.push(await makeAgedBackup(plain, days));
   const made = await manager.createBackup();
   expect(made.warnings).toEqual([]);
   expect(made.retention.decisions.map(({ id, kept, reason }) => [id, kept, reason])).toEqual([
@@ -68,7 +68,7 @@ test('each backup removes and reports backups older than retentionDays or beyond
 
 test('prune does exactly what its dry run reports', async () => {
   const { plain, manager } = setUp({ retentionDays: 7 });
-  for (const days of [9, 8, 6]) await aged(plain, days);
+  for (const days of [9, 8, 6]) await makeAgedBackup(plain, days);
   const before = await plain.listBackups();
   const { decisions: planned, ...dry } = await manager.prune({ dryRun: true });
   expect(dry.dryRun).toBe(true);
@@ -86,7 +86,7 @@ test('prune does exactly what its dry run reports', async () => {
 
 test('the newest backup of a sound database survives newer ones of a damaged database', async () => {
   const { plain, manager, database } = setUp({ maxBackups: 1 });
-  const good = await aged(plain, 3);
+  const good = await makeAgedBackup(plain, 3);
   writeFileSync(database, 'noise');
   const damaged = await manager.createBackup();
   expect(damaged.integrity.status).toBe('failed');
@@ -99,7 +99,7 @@ test.runIf(process.getuid() === 0)(
   'backups that cannot be removed are reported, and the new backup succeeds',
   async () => {
     const { plain, manager, backups } = setUp({ retentionDays: 1 });
-    const old = await aged(plain, 2);
+    const old = await makeAgedBackup(plain, 2);
     const archive = path.join(backups, `kg-${old}.tar.gz`);
     run('chattr', ['+i', archive]);
     onTestFinished(() => run('chattr', ['-i', archive]));
@@ -118,7 +118,7 @@ test.runIf(process.getuid() === 0)(
 
 test('without a limit no backup is removed, and prune is refused', async () => {
   const { plain } = setUp();
-  await aged(plain, 4000);
+  await makeAgedBackup(plain, 4000);
   expect((await plain.createBackup()).retention).toBeUndefined();
   expect(await plain.listBackups()).toHaveLength(2);
   await expect(plain.prune()).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
@@ -126,7 +126,7 @@ test('without a limit no backup is removed, and prune is refused', async () => {
 
 test('kg accepts the limits with a backup, and kg diag prune shows and applies them', async () => {
   const { plain, root, backups } = setUp();
-  for (const days of [40, 35, 3]) await aged(plain, days);
+  for (const days of [40, 35, 3]) await makeAgedBackup(plain, days);
   const at = ['--output', backups];
   const dry = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--dry-run'], {
     cwd: root,
@@ -150,7 +150,8 @@ test('kg accepts the limits with a backup, and kg diag prune shows and applies t
 test('rules keep the newest backup of each period, by API and by command', async () => {
   const { root, backups, plain, manager } = setUp({ keep: { daily: 2, weekly: 2 } });
   const ids = [];
-  for (const days of [30, 29, 15, 14, 1.02, 1, 0.001]) ids.unshift(await aged(plain, days));
+  for (const days of [30, 29, 15, 14, 1.02, 1, 0.001])
+    ids.unshift(await makeAgedBackup(plain, days));
   const { decisions } = await manager.prune({ dryRun: true });
   expect(decisions.map(({ id }) => id)).toEqual(ids);
   expect(decisions[0]).toMatchObject({ kept: true, reason: 'newest-good' });
@@ -182,7 +183,7 @@ test('rules keep the newest backup of each period, by API and by command', async
 test('prune reads each sidecar a few times, however many backups it removes', async () => {
   const { root, backups, plain } = setUp();
   const count = 24;
-  for (let days = 1; days <= count; days++) await aged(plain, days);
+  for (let days = 1; days <= count; days++) await makeAgedBackup(plain, days);
   const trace = path.join(root, '../trace');
   run(
     'strace',

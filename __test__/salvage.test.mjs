@@ -66,10 +66,10 @@ function middleOfNodes(file) {
  * Checks that an undo put the damaged pages back. The undo uses SQLite, which changes a counter in
  * the header.
  */
-const isBack = (file, damaged) => readFileSync(file).subarray(100).equals(damaged.subarray(100));
+const isPutBack = (file, damaged) => readFileSync(file).subarray(100).equals(damaged.subarray(100));
 
 /** Returns the files that a killed salvage may leave. */
-const left = (root) =>
+const leftoversOf = (root) =>
   readdirSync(path.join(root, '.kg')).filter((name) =>
     /^(restore-(staging|journal)|\.kg-)/.test(name),
   );
@@ -153,9 +153,9 @@ for (const journalMode of ['wal', 'delete']) {
     const target = temporaryDirectory();
     await manager.restore({ backupId: repaired.safetyBackup.id, targetDir: target });
     expect(readFileSync(path.join(target, '.kg/knowledge.db')).equals(damaged)).toBe(true);
-    expect(left(root)).toEqual([]);
+    expect(leftoversOf(root)).toEqual([]);
     await manager.undoRestore();
-    expect(isBack(database, damaged)).toBe(true);
+    expect(isPutBack(database, damaged)).toBe(true);
   });
 }
 
@@ -189,7 +189,7 @@ test('if the schema is lost, the documented tables are created and filled', asyn
 });
 
 /** Makes a damaged project whose last commit is only in the WAL, as after a crash. */
-function crashed() {
+function makeCrashedProject() {
   const { database } = makeProject({ nodes: 2000 });
   const { pages, whole } = middleOfNodes(database);
   const db = new Database(database);
@@ -202,7 +202,7 @@ function crashed() {
 }
 
 test('content of the WAL is saved too, and the WAL is kept next to the damaged database', async () => {
-  const { root, database, damaged, whole, wal } = crashed();
+  const { root, database, damaged, whole, wal } = makeCrashedProject();
   const result = await new IntegrityChecker(root).runChecks({ repairMode: true });
   const [{ salvage }] = result.repair.actions;
   expect(salvage.wal).toBe('applied');
@@ -258,7 +258,7 @@ test('a file of noise is refused with a message, and stays byte for byte', async
   ]);
   expect(readFileSync(database).equals(noise)).toBe(true);
   expect(existsSync(path.join(root, '.kg/restore-undo'))).toBe(false);
-  expect(left(root)).toEqual([]);
+  expect(leftoversOf(root)).toEqual([]);
 });
 
 test('on the command line, nothing changes without --auto, and --auto reports the saved rows', async () => {
@@ -285,7 +285,7 @@ test('on the command line, nothing changes without --auto, and --auto reports th
     status: 0,
     stdout: expect.stringMatching(/^Undid the repair at /),
   });
-  expect(isBack(database, damaged)).toBe(true);
+  expect(isPutBack(database, damaged)).toBe(true);
 
   writeFileSync(database, Buffer.alloc(damaged.length, 0xa5));
   const hopeless = await kg(['diag', 'repair', '--auto'], { cwd: root });
@@ -299,7 +299,7 @@ test('on the command line, nothing changes without --auto, and --auto reports th
 
 for (const moment of ['restore-staging-', 'restore-journal', 'restore-undo']) {
   test(`killed when ${moment} exists, it leaves the old files or the new one after the next run`, async () => {
-    const { root, database, damaged, whole, wal } = crashed();
+    const { root, database, damaged, whole, wal } = makeCrashedProject();
     const child = spawn(kgPath, ['diag', 'repair', '--auto'], { cwd: root, stdio: 'ignore' });
     onTestFinished(() => child.kill('SIGKILL'));
     const exited = once(child, 'exit');
@@ -311,7 +311,7 @@ for (const moment of ['restore-staging-', 'restore-journal', 'restore-undo']) {
     child.kill('SIGKILL');
     await exited;
     expect((await kg(['diag', 'backup'], { cwd: root })).status).toBe(0);
-    expect(left(root)).toEqual([]);
+    expect(leftoversOf(root)).toEqual([]);
     const isOld = readFileSync(database).equals(damaged);
     if (isOld) expect(readFileSync(`${database}-wal`).equals(wal)).toBe(true);
     else expect(integrityOf(database)).toBe('ok');

@@ -64,7 +64,7 @@ async function roundTrip(root, { args = [], status = 0, through = [] } = {}) {
 }
 
 /** Makes a project whose graph has a hard link as its second name. */
-function linked(alias = 'plugins/glossary/alias.sqlite') {
+function makeLinkedProject(alias = 'plugins/glossary/alias.sqlite') {
   const project = makeProject();
   const other = path.join(project.root, '.kg', alias);
   mkdirSync(path.dirname(other), { recursive: true });
@@ -84,7 +84,7 @@ describe('the graph database with a hard link', () => {
   for (const state of ['live', 'killed']) {
     for (const used of ['database', 'alias']) {
       test(`is saved with the commits of a ${state} process that uses its ${used === 'alias' ? 'other' : 'own'} name`, async () => {
-        const project = linked();
+        const project = makeLinkedProject();
         await commit(project[used], state);
         const { at, about } = await roundTrip(project.root, { args: ['--strict'] });
         expect(names(at('knowledge.db'))).toEqual(['in the WAL']);
@@ -105,7 +105,7 @@ describe('the graph database with a hard link', () => {
     ['in a backup of the graph alone', 'plugins/alias.sqlite', ['--type', 'snapshot']],
   ]) {
     test(`${where} is read through that name, if its WAL is in use`, async () => {
-      const project = linked(alias);
+      const project = makeLinkedProject(alias);
       await commit(project.alias, 'live');
       const { at } = await roundTrip(project.root, { args });
       expect(names(at('knowledge.db'))).toEqual(['in the WAL']);
@@ -114,7 +114,7 @@ describe('the graph database with a hard link', () => {
   }
 
   test('is read through the name next to which a killed writer left its journal', async () => {
-    const project = linked();
+    const project = makeLinkedProject();
     withDatabase(project.database, (db) => db.pragma('journal_mode = delete'));
     const host = await startHost(project.alias);
     await host.tell('PRAGMA cache_spill = 1');
@@ -130,7 +130,7 @@ describe('the graph database with a hard link', () => {
   });
 
   test('with a WAL for each of two names makes the backup incomplete, and both are named', async () => {
-    const project = linked();
+    const project = makeLinkedProject();
     await commit(project.database, 'killed', 'one');
     copyFileSync(`${project.database}-wal`, `${project.alias}-wal`);
     const { at, about } = await roundTrip(project.root, { status: expect.any(Number) });
@@ -164,7 +164,7 @@ describe('the graph database with a hard link', () => {
   });
 
   test('is not healthy if its other name has a WAL', async () => {
-    const project = linked();
+    const project = makeLinkedProject();
     await commit(project.alias, 'killed');
     const { status, stdout } = await kg(['diag', 'health', '--project', project.root, '--json']);
     expect(status).toBe(3);
@@ -173,7 +173,7 @@ describe('the graph database with a hard link', () => {
   });
 
   test('is restored while a process has it open, and that process sees the restored content', async () => {
-    const project = linked();
+    const project = makeLinkedProject();
     const backup = ['diag', 'backup', '--project', project.root, '--output', project.backups];
     expect(await kg(backup)).toMatchObject({ status: 0 });
     const host = await commit(project.database, 'live');
@@ -198,7 +198,7 @@ describe('the graph database with a hard link', () => {
   });
 
   test('is not restored while a process has its other name open', async () => {
-    const project = linked();
+    const project = makeLinkedProject();
     expect(
       await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
     ).toMatchObject({ status: 0 });
@@ -220,7 +220,7 @@ describe('the graph database with a hard link', () => {
   });
 
   test('is not restored while a name outside the backup has a WAL', async () => {
-    const project = linked('cache/alias.sqlite');
+    const project = makeLinkedProject('cache/alias.sqlite');
     expect(
       await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
     ).toMatchObject({ status: 0 });
@@ -282,7 +282,7 @@ describe('the graph database with a hard link', () => {
   });
 
   test('that is damaged is saved once, with the WAL of the name in use', async () => {
-    const project = linked();
+    const project = makeLinkedProject();
     await commit(project.alias, 'killed');
     truncateSync(project.database, 4096 * 3);
     const { at, about } = await roundTrip(project.root, { status: expect.any(Number) });
@@ -332,7 +332,7 @@ test('a graph database outside the project is opened once, even if it has a name
 });
 
 test('a project with a linked .kg uses the file names inside .kg', async () => {
-  const { root, alias } = linked();
+  const { root, alias } = makeLinkedProject();
   const real = path.join(temporaryDirectory(), 'state');
   cpSync(path.join(root, '.kg'), real, { recursive: true });
   rmSync(path.join(root, '.kg'), { recursive: true });

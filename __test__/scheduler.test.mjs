@@ -203,7 +203,7 @@ describe('a started scheduler', () => {
 
 describe('failures', () => {
   /** Makes backups fail until the test calls `mend`. */
-  function broken(options) {
+  function setUpBroken(options) {
     const state = setUp({ retries: 2, retryDelay: MINUTE, ...options });
     const hidden = path.join(state.root, 'hidden');
     execFileSync('mv', [path.join(state.root, '.kg'), hidden]);
@@ -211,7 +211,7 @@ describe('failures', () => {
   }
 
   test('are retried, each time after twice the delay, and then reported once', async () => {
-    const { scheduler, clock, settled, callbacks, begin } = broken();
+    const { scheduler, clock, settled, callbacks, begin } = setUpBroken();
     await begin();
     clock.advance(HOUR);
     await settled(1);
@@ -233,7 +233,7 @@ describe('failures', () => {
   });
 
   test('are not reported if a retry succeeds', async () => {
-    const { scheduler, clock, settled, callbacks, begin, mend } = broken();
+    const { scheduler, clock, settled, callbacks, begin, mend } = setUpBroken();
     await begin();
     clock.advance(HOUR);
     await settled(1);
@@ -245,7 +245,7 @@ describe('failures', () => {
   });
 
   test('are reported if the next scheduled time precedes the retry, or if stop() prevents it', async () => {
-    const { scheduler, clock, settled, callbacks, begin } = broken({ retryDelay: HOUR });
+    const { scheduler, clock, settled, callbacks, begin } = setUpBroken({ retryDelay: HOUR });
     await begin();
     clock.advance(HOUR);
     await settled(1);

@@ -470,7 +470,7 @@ describe('the procedures of the guide', () => {
 
 describe('--stop ends the process that holds the lock, and no other', () => {
   /** Starts a process that locks the file of the service and records the id of another process. */
-  async function pretender(root, pid, program) {
+  async function startLockHolder(root, pid, program) {
     const script = `
 import fcntl, json, socket, sys
 f = open(sys.argv[1], "a+"); fcntl.flock(f, fcntl.LOCK_EX)
@@ -490,7 +490,7 @@ print("ready", flush=True); sys.stdin.read()`;
     const { root, kg } = setUp();
     const victim = spawn('sleep', ['1000']);
     onTestFinished(() => victim.kill('SIGKILL'));
-    const holder = await pretender(root, victim.pid, 'python3');
+    const holder = await startLockHolder(root, victim.pid, 'python3');
     const stopped = await kg('serve', '--stop');
     const lockedMessage = expect.stringMatching(
       new RegExp(

@@ -28,7 +28,7 @@ import { makeProject, withDatabase } from './support/project.mjs';
 import { isRoot, projectOf } from './support/users.mjs';
 
 /** Makes a project whose settings encrypted its newest backup. */
-async function encrypted(more = {}) {
+async function makeEncryptedProject(more = {}) {
   const project = makeProject({ nodes: 5 });
   const { root, backups } = project;
   const base = path.dirname(root);
@@ -82,7 +82,7 @@ describe('after an encrypted backup no plain one is made', () => {
   };
 
   test('health reports the refusal before a backup fails', async () => {
-    const { set, settings, kg, backups } = await encrypted();
+    const { set, settings, kg, backups } = await makeEncryptedProject();
     const health = async () => (await kg('health', '--backup-dir', backups)).stdout;
     expect(await health()).not.toContain('KG_ISSUE_BACKUP_REFUSED');
     set({ backup: { dir: settings.dir } });
@@ -91,7 +91,7 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('whatever damaged the settings, by kg and by the API', async () => {
-    const { root, backups, set, kg, archives, config } = await encrypted();
+    const { root, backups, set, kg, archives, config } = await makeEncryptedProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const expectRefused = async (what) => {
       expect(await kg('backup', '--output', backups), what).toMatchObject(refused);
@@ -111,7 +111,7 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('and the refusal says why the file is unusable, without waiting for a pipe', async () => {
-    const { root, backups, set, kg, archives, config, database } = await encrypted();
+    const { root, backups, set, kg, archives, config, database } = await makeEncryptedProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const expectRefused = async (why) => {
       expect(await kg('backup')).toMatchObject({
@@ -147,7 +147,7 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('and the refusal suggests the name for a misspelt key setting', async () => {
-    const { root, backups, set, kg, archives } = await encrypted();
+    const { root, backups, set, kg, archives } = await makeEncryptedProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const suggestion =
       '`backup.pasphraseFile` is not a setting: did you mean `backup.passphraseFile`?';
@@ -169,7 +169,7 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('by a scheduler of the API, which reports the failure', async () => {
-    const { root, backups, set, archives } = await encrypted();
+    const { root, backups, set, archives } = await makeEncryptedProject();
     set('{"backup":{}}');
     const failures = [];
     const backupManager = createBackupManager({ projectRoot: root, backupDir: backups });
@@ -189,7 +189,7 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('by the service, which reports the failure to hooks and in its history', async () => {
-    const { root, backups, set, archives, base } = await encrypted();
+    const { root, backups, set, archives, base } = await makeEncryptedProject();
     const reportFile = path.join(base, 'told');
     const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${reportFile}'`]);
     expect(
@@ -215,7 +215,7 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('nor in another directory, in the directory of the remaining settings, or after a move', async () => {
-    const { root, base, set, kg, plain, settings } = await encrypted();
+    const { root, base, set, kg, plain, settings } = await makeEncryptedProject();
     set({ backup: {} });
     for (const args of [[], ['--output', path.join(base, 'elsewhere')]])
       expect(await kg('backup', ...args)).toMatchObject(refused);
@@ -231,14 +231,14 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('unless the call asks for one, and then the next call need not ask again', async () => {
-    const { root, backups, set, kg, plain } = await encrypted();
+    const { root, backups, set, kg, plain } = await makeEncryptedProject();
     set({});
     expect((await kg('backup', '--no-encrypt', '--output', backups)).status).toBe(0);
     expect((await kg('backup', '--output', backups)).status).toBe(0);
     expect(plain()).toHaveLength(2);
     const { manager, again } = {
       manager: createBackupManager({ projectRoot: root, backupDir: backups, encryption: false }),
-      again: await encrypted(),
+      again: await makeEncryptedProject(),
     };
     expect((await manager.createBackup()).encrypted).toBeUndefined();
     again.set({});
@@ -248,7 +248,7 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('and backups of other projects in the store do not count', async () => {
-    const { backups, kg, set, plain } = await encrypted();
+    const { backups, kg, set, plain } = await makeEncryptedProject();
     const other = makeProject({ nodes: 5 });
     expect((await runKg(['diag', 'backup', '--output', backups], { cwd: other.root })).status).toBe(
       0,
@@ -262,7 +262,7 @@ describe('after an encrypted backup no plain one is made', () => {
   });
 
   test('a plain safety backup of a repair needs --no-encrypt and does not permit other plain backups', async () => {
-    const { root, database, backups, set, kg, plain } = await encrypted();
+    const { root, database, backups, set, kg, plain } = await makeEncryptedProject();
     withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
     for (const text of ['{', '[]', '{}']) {
       set(text);
@@ -286,7 +286,7 @@ describe('after an encrypted backup no plain one is made', () => {
 
   test('a chain is consolidated for the configured recipients, or not at all', async () => {
     const { backups, database, set, kg, archives, plain, settings, identity, recipient } =
-      await encrypted();
+      await makeEncryptedProject();
     withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'x'"));
     const { id } = JSON.parse((await kg('backup', '--type', 'incremental', '--json')).stdout);
     const key = ['--identity', identity, '--recipient', recipient];
@@ -306,7 +306,16 @@ describe('after an encrypted backup no plain one is made', () => {
 
 describe('who can read new backups', () => {
   test('is not changed by a key for reading, nor by `--encrypt` with invalid settings', async () => {
-    const { kg, base, root, backups, set, settings, archives, identity: file } = await encrypted();
+    const {
+      kg,
+      base,
+      root,
+      backups,
+      set,
+      settings,
+      archives,
+      identity: file,
+    } = await makeEncryptedProject();
     const identity = ['--identity', file];
     writeFileSync(path.join(base, 'key'), 'correct horse\n', { mode: 0o600 });
     const byPassphrase = { dir: backups, encrypt: true, passphraseFile: '../key' };

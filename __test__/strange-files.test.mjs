@@ -21,7 +21,7 @@ import { makeProject, temporaryDirectory, withDatabase } from './support/project
  * Makes a project with a backup, a restore that can be undone, settings, a history and an empty
  * log.
  */
-async function used() {
+async function makeUsedProject() {
   const project = makeProject({ nodes: 20 });
   const { root } = project;
   mkdirSync(path.join(root, '.kg/logs'), { recursive: true });
@@ -100,7 +100,7 @@ async function runAll({ root }) {
 
 describe.each(['a pipe', '/dev/zero'])('%s in the place of a file', (what) => {
   test('blocks no command and is not read without end', async () => {
-    const project = await used();
+    const project = await makeUsedProject();
     const whole = temporaryDirectory();
     run('cp', ['-a', `${project.root}/.`, whole]);
     for (const name of OWN(project)) {
@@ -118,7 +118,7 @@ describe.each(['a pipe', '/dev/zero'])('%s in the place of a file', (what) => {
 test.each(['-wal', '-shm', '-journal'])(
   'a %s with a second name is not written by a restore, which moves it away',
   async (suffix) => {
-    const { root, database } = await used();
+    const { root, database } = await makeUsedProject();
     const victim = path.join(temporaryDirectory(), 'victim');
     writeFileSync(victim, 'of somebody else');
     linkSync(victim, database + suffix);
@@ -147,7 +147,7 @@ describe.each(Object.entries(WRITTEN))('%s that is another name of another file'
     ['a symbolic link', symlinkSync],
     ['a hard link', linkSync],
   ])('as %s is not written through, and a message says so', async (_, link) => {
-    const project = await used();
+    const project = await makeUsedProject();
     for (const setting of [
       ['schedule', '0 2 * * *'],
       ['enabled', 'true'],

@@ -11,7 +11,7 @@ import { expect, test } from 'vitest';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
 /** Makes a project with a database of some megabytes and a separate store. */
-function large() {
+function makeLargeProject() {
   const { root: projectRoot, database, backups: backupDir } = makeProject();
   const db = new Database(database);
   db.exec('CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)');
@@ -42,7 +42,7 @@ function dump(file) {
 
 for (const compression of ['gzip', 'zstd']) {
   test(`a full backup reuses unchanged blocks and does not depend on the earlier archive: ${compression}`, async () => {
-    const { projectRoot, manager } = large();
+    const { projectRoot, manager } = makeLargeProject();
     const backups = manager({ compression });
     const first = await backups.createBackup();
     expect(first.reusedBytes).toBe(0);
@@ -63,7 +63,7 @@ for (const compression of ['gzip', 'zstd']) {
 }
 
 test('nearly every block is reused if nothing changed, also by a snapshot', async () => {
-  const { manager } = large();
+  const { manager } = makeLargeProject();
   const backups = manager();
   await backups.createBackup();
   for (const type of ['full', 'snapshot']) {
@@ -75,7 +75,7 @@ test('nearly every block is reused if nothing changed, also by a snapshot', asyn
 });
 
 test('a changed database with its old size and time is saved correctly', async () => {
-  const { projectRoot, manager } = large();
+  const { projectRoot, manager } = makeLargeProject();
   const database = path.join(projectRoot, '.kg/knowledge.db');
   const then = new Date('2026-01-01T00:00:00Z');
   utimesSync(database, then, then);
@@ -92,7 +92,7 @@ test('a changed database with its old size and time is saved correctly', async (
 });
 
 test('lost page hashes only cost time', async () => {
-  const { projectRoot, manager } = large();
+  const { projectRoot, manager } = makeLargeProject();
   await manager().createBackup();
   rmSync(path.join(projectRoot, '.kg/cache'), { recursive: true });
   const again = await manager().createBackup();
@@ -101,7 +101,7 @@ test('lost page hashes only cost time', async () => {
 });
 
 test('no block of a damaged archive, or of one with another compression, is reused', async () => {
-  const { manager } = large();
+  const { manager } = makeLargeProject();
   const first = await manager().createBackup();
   for (const config of [{ compressionLevel: 9 }, { compression: 'zstd' }, { compression: false }]) {
     expect((await manager(config).createBackup()).reusedBytes).toBe(0);
@@ -116,7 +116,7 @@ test('no block of a damaged archive, or of one with another compression, is reus
 });
 
 test('no block of an archive that was damaged after its manifest was written is reused', async () => {
-  const { manager } = large();
+  const { manager } = makeLargeProject();
   const first = await manager().createBackup();
   const archive = readFileSync(first.path);
   archive[archive.length >> 1] ^= 1;
@@ -134,7 +134,7 @@ test('no block of an archive that was damaged after its manifest was written is 
 });
 
 test('an archive with zstd opens with zstd and tar, and its checksums agree', async () => {
-  const { projectRoot, manager } = large();
+  const { projectRoot, manager } = makeLargeProject();
   const { path: archive } = await manager({ compression: 'zstd' }).createBackup();
   expect(archive).toMatch(/kg-backup-[0-9-]+\.tar\.zst$/);
   const dir = temporaryDirectory();
@@ -149,7 +149,7 @@ test('an archive with zstd opens with zstd and tar, and its checksums agree', as
 });
 
 test('an incremental backup may have a base with another compression', async () => {
-  const { projectRoot, manager } = large();
+  const { projectRoot, manager } = makeLargeProject();
   await manager({ compression: 'zstd' }).createBackup();
   change(projectRoot, `UPDATE notes SET text = 'changed' WHERE id = 7`);
   const next = await manager().createBackup({ type: 'incremental' });
@@ -162,7 +162,7 @@ test('an incremental backup may have a base with another compression', async () 
 });
 
 test('every changed byte of an archive with zstd is detected', async () => {
-  const { backupDir, manager } = large();
+  const { backupDir, manager } = makeLargeProject();
   const { path: archive } = await manager({
     compression: 'zstd',
     compressionLevel: 1,

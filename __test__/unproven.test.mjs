@@ -138,7 +138,7 @@ for (const [name, empty] of Object.entries(EMPTIED)) {
   });
 }
 
-test('a new project with an empty schema is backed up with a warning', async () => {
+test('a new project whose database never had tables is backed up with a warning', async () => {
   const { root, database, backups } = makeProject({ nodes: 1 });
   for (const suffix of ['', '-wal', '-shm']) rmSync(`${database}${suffix}`, { force: true });
   const db = new Database(database);

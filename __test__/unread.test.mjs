@@ -27,7 +27,7 @@ const files = (backups) =>
     .sort();
 
 /** Makes a store with a full backup, a pinned incremental one on it, and a newer full one. */
-function chained() {
+function makeChain() {
   const { root, database, backups } = makeProject({ nodes: 50 });
   const make = (...args) =>
     JSON.parse(
@@ -50,7 +50,7 @@ describe.each([
     failing(call, error, ['diag', ...args], { only: backup.path + MANIFEST, cwd });
 
   test('no backup is removed, by command or by retention, and the manifest stays', () => {
-    const { root, backups, base, pinned } = chained();
+    const { root, backups, base, pinned } = makeChain();
     const [before, manifest] = [files(backups), readFileSync(pinned.path + MANIFEST)];
     const refused = (...args) => {
       const { status, stdout, stderr } = without(pinned, [...args, '--output', backups], root);
@@ -90,7 +90,7 @@ describe.each([
   });
 
   test('an older backup is not the latest', () => {
-    const { root, backups, pinned, newest } = chained();
+    const { root, backups, pinned, newest } = makeChain();
     const target = temporaryDirectory();
     for (const args of [
       ['restore', '--file', 'latest', '--target', target, '--backup-dir', backups],
@@ -112,7 +112,7 @@ describe.each([
   });
 
   test('list, status and health name it, and say that its state is unknown', () => {
-    const { root, backups, newest } = chained();
+    const { root, backups, newest } = makeChain();
     const list = without(newest, ['backup', '--list', '--output', backups], root);
     expect(list).toMatchObject({
       status: 6,
@@ -135,7 +135,7 @@ describe.each([
 });
 
 test('an archive that cannot be opened does not count as a backup, and no backup is removed because of it', () => {
-  const { root, backups, newest, pinned } = chained();
+  const { root, backups, newest, pinned } = makeChain();
   const without = (...args) =>
     failing('openat', 'EIO', ['diag', ...args], { only: newest.path, cwd: root });
   const before = files(backups);
@@ -165,7 +165,7 @@ test('an archive that cannot be opened does not count as a backup, and no backup
 });
 
 test('a store that cannot be read is not reported as missing', () => {
-  const { root, backups } = chained();
+  const { root, backups } = makeChain();
   for (const error of ['EACCES', 'EIO']) {
     const { status, stderr } = failing(
       'statx',
@@ -199,7 +199,7 @@ describe.skipIf(!isRoot)('a database in a directory that this user may not enter
 });
 
 test('a manifest whose archive cannot be inspected is not removed', () => {
-  const { root, backups, pinned } = chained();
+  const { root, backups, pinned } = makeChain();
   const { status, stderr } = failing(
     'statx',
     'EACCES',
@@ -251,7 +251,7 @@ describe.skipIf(!isRoot)('a store that this user may not lock', () => {
 });
 
 test('the API rejects a list that would omit unreadable backups', async () => {
-  const { root, backups, newest } = chained();
+  const { root, backups, newest } = makeChain();
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   expect((await manager.listBackups()).map(({ id }) => id)).toContain(newest.id);
   // No user, not even root, can read a link that leads to itself.

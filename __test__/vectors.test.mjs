@@ -24,7 +24,7 @@ function setUp() {
   };
 }
 
-test('without a command it reports the missing vectors and the program that can make them', async () => {
+test('without a command it warns of missing vectors, and says that only another program can make them', async () => {
   const { regenerate } = setUp();
   const { status, stdout, stderr } = await regenerate();
   expect([status, stdout]).toEqual([0, '']);

@@ -36,7 +36,7 @@ const names = (database) =>
   withDatabase(database, (db) => db.prepare('SELECT key FROM metadata ORDER BY key').pluck().all());
 
 /** Makes a project with a backup in a separate store. */
-async function saved() {
+async function makeSavedProject() {
   const project = makeProject({ nodes: 300 });
   expect(
     await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
@@ -193,7 +193,7 @@ async function expectReported({ root, database, backups }, holder) {
 describe('a process', () => {
   for (const [way, arrange] of Object.entries(WAYS)) {
     test(`${way} is named, and neither a restore nor a repair overwrites the database`, async () => {
-      const project = await saved();
+      const project = await makeSavedProject();
       const host = await arrange(project);
       await host.tell(ADD('after'));
       await expectReported(project, `process ${host.pid} (node)`);
@@ -222,7 +222,7 @@ describe('a process', () => {
   }
 
   test('in rollback mode, whose database was replaced, is named', async () => {
-    const project = await saved();
+    const project = await makeSavedProject();
     withDatabase(project.database, (db) => db.pragma('journal_mode = delete'));
     const host = await startHost(project.database);
     remove(project.database, '');
@@ -231,7 +231,7 @@ describe('a process', () => {
   });
 
   test('whose database is deleted is named, with what to do before it ends', async () => {
-    const project = await saved();
+    const project = await makeSavedProject();
     const host = await startHost(project.database);
     await host.tell(ADD('before'));
     remove(project.database, '', '-wal', '-shm');
@@ -262,7 +262,7 @@ describe('a process', () => {
   test.skipIf(!isRoot)(
     'in another mount namespace that holds only the database file is named',
     async () => {
-      const project = await saved();
+      const project = await makeSavedProject();
       const elsewhere = temporaryDirectory();
       const mounted = path.join(elsewhere, 'app.db');
       writeFileSync(mounted, '');
@@ -283,7 +283,7 @@ describe('a process', () => {
   );
 
   test.skipIf(!isRoot)('that is invisible here may be one in another container', async () => {
-    const project = await saved();
+    const project = await makeSavedProject();
     const host = await startHost(project.database);
     await host.tell(ADD('before'));
     remove(project.database, '-wal', '-shm');
@@ -299,7 +299,7 @@ describe('a process', () => {
 });
 
 test('a WAL that SQLite ignores makes a backup incomplete, and is reported without a wait', async () => {
-  const { root, database, backups } = await saved();
+  const { root, database, backups } = await makeSavedProject();
   writeFileSync(`${database}-wal`, Buffer.alloc(41_000, 'y'));
   writeFileSync(`${database}-shm`, Buffer.alloc(32_768));
   const { status, stdout } = await kg(
@@ -322,7 +322,7 @@ test('a WAL that SQLite ignores makes a backup incomplete, and is reported witho
 });
 
 test('an incomplete WAL header of a killed writer is no loss', async () => {
-  const { root, database, backups } = await saved();
+  const { root, database, backups } = await makeSavedProject();
   writeFileSync(`${database}-shm`, Buffer.alloc(32_768));
   for (const length of [1, 16, 32, 567]) {
     writeFileSync(`${database}-wal`, Buffer.alloc(length, 'y'));
@@ -341,7 +341,7 @@ test('an incomplete WAL header of a killed writer is no loss', async () => {
 });
 
 test('the API reports it too', async () => {
-  const project = await saved();
+  const project = await makeSavedProject();
   const host = await startHost(project.database);
   await host.tell(ADD('before'));
   remove(project.database, '-wal', '-shm');
@@ -364,7 +364,7 @@ test('the API reports it too', async () => {
 });
 
 test('a forced restore replaces the file, and the process keeps its own content', async () => {
-  const project = await saved();
+  const project = await makeSavedProject();
   const host = await startHost(project.database);
   await host.tell(ADD('before'));
   remove(project.database, '-wal', '-shm');
@@ -414,13 +414,13 @@ describe('there is no alarm', () => {
     expect(all.map(({ status }) => status)).toEqual([0, 0, 0]);
     return all.map(({ stdout, stderr }) => stdout + stderr).join('');
   };
-  const none = (text) => expect(text).not.toMatch(/WAL_NOT_IN_USE|SAME_FILE/);
+  const expectNoAlarm = (text) => expect(text).not.toMatch(/WAL_NOT_IN_USE|SAME_FILE/);
 
   test('of a live host, during two backups and a check', async () => {
     const { root, database } = makeProject();
     const host = await startHost(database);
     await host.tell(ADD('before'));
-    none(await kgOutput(root));
+    expectNoAlarm(await kgOutput(root));
   });
 
   test.skipIf(!isRoot)(
@@ -439,7 +439,7 @@ describe('there is no alarm', () => {
       ];
       const host = await startHost(path.join(elsewhere, 'knowledge.db'), { through: mount });
       await host.tell(ADD('before'));
-      none(await kgOutput(root));
+      expectNoAlarm(await kgOutput(root));
       await host.stop();
     },
   );
@@ -450,9 +450,9 @@ describe('there is no alarm', () => {
     for (const mode of ['PASSIVE', 'RESTART', 'TRUNCATE']) {
       await host.tell(ADD(mode));
       await host.tell(`PRAGMA wal_checkpoint(${mode})`);
-      none(await kgOutput(root));
+      expectNoAlarm(await kgOutput(root));
       await host.tell(ADD(`${mode} again`));
-      none(await kgOutput(root));
+      expectNoAlarm(await kgOutput(root));
     }
   });
 
@@ -485,7 +485,7 @@ print("ready", flush=True); sys.stdin.read()`;
           const healthOutput = await new Promise((resolve) =>
             execFile(setpriv, rest, { cwd: '/' }, (_, stdout, stderr) => resolve(stdout + stderr)),
           );
-          none(healthOutput);
+          expectNoAlarm(healthOutput);
           expect(healthOutput).toContain('knowledge.db');
         }
         child.stdin.end();
@@ -499,7 +499,7 @@ print("ready", flush=True); sys.stdin.read()`;
     const host = await startHost(database);
     await host.tell('BEGIN');
     await host.tell('SELECT count(*) FROM nodes');
-    none(await kgOutput(root));
+    expectNoAlarm(await kgOutput(root));
   });
 
   test('of a host that read its own database as a file, and has lost its lock', async () => {
@@ -509,7 +509,7 @@ print("ready", flush=True); sys.stdin.read()`;
     db.exec(ADD('before'));
     for (const suffix of ['', '-shm']) {
       readFileSync(database + suffix);
-      none(await kgOutput(root));
+      expectNoAlarm(await kgOutput(root));
     }
   });
 
@@ -525,7 +525,7 @@ while True:
     });
     onTestFinished(() => child.kill('SIGKILL'));
     await once(child.stdout, 'data');
-    for (let n = 0; n < 3; n += 1) none(await kgOutput(root));
+    for (let n = 0; n < 3; n += 1) expectNoAlarm(await kgOutput(root));
   });
 
   test('of a child that inherited descriptors of a database whose WAL is deleted', async () => {
@@ -542,7 +542,7 @@ print("ready", flush=True); os.wait()`;
     });
     onTestFinished(() => child.stdin.end());
     await once(child.stdout, 'data');
-    none(await kgOutput(root));
+    expectNoAlarm(await kgOutput(root));
   });
 
   test('of a host that ended and left its WAL', async () => {
@@ -551,7 +551,7 @@ print("ready", flush=True); os.wait()`;
     await host.tell(ADD('before'));
     await host.kill();
     expect(statSync(`${database}-wal`).size).toBeGreaterThan(0);
-    none(await kgOutput(root));
+    expectNoAlarm(await kgOutput(root));
     // No process uses this truncated WAL, so it is damage and has a different issue.
     truncateSync(`${database}-wal`, 100);
     const { stdout } = await kg(['diag', 'health', '--project', root]);

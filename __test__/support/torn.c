@@ -1,5 +1,5 @@
-// Preloaded into `kg`. The TORN_AT-th write makes only its first half. TORN_THEN selects the result:
-// "kill", "short", or an error. A byte in TORN_LOG records that it happened.
+// Preloaded into `kg`. The TORN_AT-th write makes only its first half. TORN_THEN selects the
+// result: "kill", "short", or an error. A byte in TORN_LOG records that it happened.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
