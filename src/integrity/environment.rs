@@ -15,8 +15,12 @@ use super::{
 use crate::{
     salvage::beside_another_state,
     sqlite::{
-        files::{MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
-        format::header::HEADER_BYTES,
+        files::{MAGIC, companion},
+        format::{
+            btree::u32_at,
+            header::HEADER_BYTES,
+            wal::{Validity, WAL_HEADER_BYTES, WalHeader},
+        },
         wal_in_use,
     },
     util::{operation::CancelToken, regular_file},
@@ -63,7 +67,7 @@ pub fn wal_not_in_use(database: &Path, named: &Named) -> Option<Issue> {
 /// other processes use now cannot be determined.
 fn old_writer(database: &Path, named: &Named) -> Option<Issue> {
     let start = read_start::<HEADER_BYTES>(database).filter(|start| start.starts_with(MAGIC))?;
-    let version = word(&start[WRITER_VERSION..], 0);
+    let version = u32_at(&start, WRITER_VERSION).unwrap_or(0);
     if start[19] != WAL_VERSION || !resets_wal_wrongly(version) {
         return None;
     }
@@ -115,13 +119,12 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     let read_header = || {
         let header = read_start::<WAL_HEADER_BYTES>(&path)
             .ok_or("is shorter than its header or cannot be read")?;
-        if !header.starts_with(WAL_MAGIC) {
-            return Err("has no valid header");
+        let header = WalHeader::parse(&header);
+        match header.validity {
+            Validity::NotWal => Err("has no valid header"),
+            Validity::ChecksumWrong => Err("has a header whose checksum is wrong"),
+            Validity::Valid => Ok(header),
         }
-        if !is_wal_header_whole(&header) {
-            return Err("has a header whose checksum is wrong");
-        }
-        Ok(header)
     };
     // A process may be writing the header at this moment, so a bad one is read again.
     let header = match read_header().or_else(|_| read_header()) {
@@ -141,7 +144,7 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
         1 => 65_536,
         size => u32::from(size),
     };
-    let of_wal = word(&header, 2);
+    let of_wal = header.page_size_bytes;
     if of_wal != page_size {
         return foreign(format!(
             "its pages have {of_wal} bytes, but those of the database have {page_size}"
@@ -178,14 +181,6 @@ fn read_start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
         .read_exact(&mut start)
         .ok()?;
     Some(start)
-}
-
-fn word(bytes: &[u8], number: usize) -> u32 {
-    let at = number * 4;
-    bytes
-        .get(at..at + 4)
-        .and_then(|word| word.try_into().ok())
-        .map_or(0, u32::from_be_bytes)
 }
 
 /// Returns the number of the file system type, as `statfs` reports it.

@@ -27,7 +27,8 @@ use super::{
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::{
-        files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, WAL_MAGIC, companion},
+        files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, companion},
+        format::wal::WAL_MAGIC,
         in_place::is_cut_off,
     },
     util::{

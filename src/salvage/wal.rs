@@ -1,26 +1,24 @@
-//! The write-ahead log (WAL) next to a database: finds the pages that it holds in a newer version
-//! (<https://www.sqlite.org/fileformat2.html#walformat>).
+//! The write-ahead log (WAL) next to a database: finds the pages that it holds in a newer version.
 //!
-//! As in SQLite, frames count up to the last commit before the first frame with wrong salts or a
-//! wrong checksum. The log alone does not show whether it belongs to this database and its current
-//! state. [`super::open`] compares the two.
+//! As in SQLite, frames count up to the last commit. The log alone does not show whether it belongs
+//! to this database and its current state. [`super::open`] compares the two.
 
-use std::{os::unix::fs::FileExt, path::Path};
+use std::{io, os::unix::fs::FileExt, path::Path};
 
 use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
     sqlite::{
-        files::{
-            WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole,
-            wal_checksum,
+        files::companion,
+        format::{
+            header::Header,
+            wal::{Frames, WAL_HEADER_BYTES, WalHeader},
         },
-        format::{btree::u32_at, header::Header},
     },
     util::{operation::CancelToken, regular_file},
 };
 
-const FRAMES_PER_CANCEL_CHECK: u64 = 256;
+const FRAMES_PER_CANCEL_CHECK: usize = 256;
 /// Attempts to read a consistent state of a database that is checkpointed meanwhile.
 const ATTEMPTS: u32 = 3;
 
@@ -32,7 +30,7 @@ pub fn read(
 ) -> Result<std::result::Result<Option<Overlay>, String>> {
     let path = companion(database, "-wal");
     let file = match regular_file::open_linked(&path) {
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Ok(None)),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Ok(None)),
         Err(cause) => return Ok(Err(format!("it could not be opened: {cause}"))),
         Ok(file) => file,
     };
@@ -40,53 +38,32 @@ pub fn read(
         .metadata()
         .map_err(|cause| Error::io("read", &path, cause))?
         .len();
-    let mut header = [0; WAL_HEADER_BYTES];
     if length == 0 {
         return Ok(Ok(None));
     }
-    if file.read_exact_at(&mut header, 0).is_err()
-        || !header.starts_with(WAL_MAGIC)
-        || header[3] & 0xfe != 0x82
-    {
-        return Ok(Err("its header is not that of a WAL".to_string()));
-    }
-    let is_big_endian = header[3] & 1 == 1;
-    let page_size = u32_at(&header, 8).unwrap_or(0) as usize;
-    let mut sum = wal_checksum((0, 0), &header[..24], is_big_endian);
-    if !is_wal_header_whole(&header)
-        || !page_size.is_power_of_two()
-        || !(512..=65_536).contains(&page_size)
-    {
+    let header = match WalHeader::read(&file) {
+        Ok(header) if header.is_magic_whole => header,
+        _ => return Ok(Err("its header is not that of a WAL".to_string())),
+    };
+    if !header.is_valid() || !header.is_page_size_possible() {
         return Ok(Err("the checksum of its header is wrong".to_string()));
     }
-    let mut wal = Overlay::new(file, page_size, 0);
+    let mut wal = Overlay::new(file, header.page_size_bytes as usize, 0);
     let mut pending: Vec<(u32, u64)> = Vec::new();
-    let mut frame = vec![0; WAL_FRAME_HEADER_BYTES + page_size];
-    let frames = (length - WAL_HEADER_BYTES as u64) / frame.len() as u64;
-    for index in 0..frames {
-        if index % FRAMES_PER_CANCEL_CHECK == 0 {
+    let frames = Frames::checked(&wal.file, &header, length).map_while(io::Result::ok);
+    for (number, frame) in frames.enumerate() {
+        if number % FRAMES_PER_CANCEL_CHECK == 0 {
             cancel.check()?;
         }
-        let at = WAL_HEADER_BYTES as u64 + index * frame.len() as u64;
-        if wal.file.read_exact_at(&mut frame, at).is_err() || frame[8..16] != header[16..24] {
-            break;
-        }
-        sum = wal_checksum(sum, &frame[..8], is_big_endian);
-        sum = wal_checksum(sum, &frame[WAL_FRAME_HEADER_BYTES..], is_big_endian);
-        let number = u32_at(&frame, 0).unwrap_or(0);
-        if (Some(sum.0), Some(sum.1)) != (u32_at(&frame, 16), u32_at(&frame, 20)) || number == 0 {
-            break;
-        }
-        pending.push((number, at + WAL_FRAME_HEADER_BYTES as u64));
-        let committed_size = u32_at(&frame, 4).unwrap_or(0);
-        if committed_size > 0 {
+        pending.push((frame.header.page_number, frame.page_at));
+        if frame.header.committed_size > 0 {
             let header = pending
                 .iter()
                 .find(|(number, _)| *number == 1)
                 .map(|(_, at)| *at);
             wal.oldest_header = wal.oldest_header.or(header);
             wal.offsets.extend(pending.drain(..));
-            wal.page_count = committed_size;
+            wal.page_count = frame.header.committed_size;
         }
     }
     let page_count = wal.page_count;

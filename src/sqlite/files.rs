@@ -20,41 +20,6 @@ pub const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// The first bytes of a journal. A journal that names a super-journal also ends with them
 /// (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
 pub const JOURNAL_MAGIC: &[u8] = &[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-/// The first bytes of a WAL. The last bit of its fourth byte varies, so these are only three bytes
-/// (<https://sqlite.org/fileformat2.html#walformat>).
-pub const WAL_MAGIC: &[u8] = &[0x37, 0x7f, 0x06];
-/// The size of the header of a WAL. Each frame has a header of its own before the page.
-pub const WAL_HEADER_BYTES: usize = 32;
-pub const WAL_FRAME_HEADER_BYTES: usize = 24;
-
-/// The number of bytes of a WAL's header that its checksum covers.
-const WAL_CHECKED_BYTES: usize = 24;
-
-/// Returns whether the checksum in a WAL's header is correct. The first word of the header gives
-/// the byte order.
-pub fn is_wal_header_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
-    let (checked, checksum) = header.split_at(WAL_CHECKED_BYTES);
-    let (first, second) = wal_checksum((0, 0), checked, header[3] & 1 == 1);
-    checksum == [first.to_be_bytes(), second.to_be_bytes()].concat()
-}
-
-/// Computes the checksum of a WAL, continuing from `sum`
-/// (<https://sqlite.org/fileformat2.html#walcksm>).
-pub fn wal_checksum(mut sum: (u32, u32), bytes: &[u8], is_big_endian: bool) -> (u32, u32) {
-    let word = |bytes: &[u8]| {
-        let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
-        if is_big_endian {
-            u32::from_be_bytes(bytes)
-        } else {
-            u32::from_le_bytes(bytes)
-        }
-    };
-    for pair in bytes.chunks_exact(8) {
-        sum.0 = sum.0.wrapping_add(word(&pair[..4])).wrapping_add(sum.1);
-        sum.1 = sum.1.wrapping_add(word(&pair[4..])).wrapping_add(sum.0);
-    }
-    sum
-}
 
 /// The offset of SQLite's locks in a database file. The page that contains this byte holds no data
 /// (<https://sqlite.org/fileformat2.html#the_lock_byte_page>).

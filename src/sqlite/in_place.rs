@@ -31,26 +31,25 @@ use rusqlite::{Connection, OpenFlags};
 use super::{
     database_lock,
     files::{
-        JOURNAL_MAGIC, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion,
-        is_wal_header_whole, {self},
+        JOURNAL_MAGIC, companion, {self},
     },
     open_read_only,
     vfs_guard::ReadOnly,
 };
 use crate::{
     error::{Code, Error, Result},
-    sqlite::format::header::Header,
+    sqlite::format::{
+        header::Header,
+        wal::{Validity, WAL_HEADER_BYTES, WAL_MAGIC, WalHeader, frame_offset},
+    },
     util::regular_file,
 };
 
 /// The smallest page size of a database.
-const LEAST_PAGE_BYTES: u64 = 512;
+const LEAST_PAGE_BYTES: u32 = 512;
 /// The offset in a journal of the number of pages that the database had before the transaction
 /// (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
 const JOURNAL_PAGES_AT: u64 = 16;
-/// The offset of the page size in a WAL
-/// (<https://sqlite.org/fileformat2.html#the_write_ahead_log>).
-const WAL_PAGE_SIZE_AT: usize = 8;
 
 /// The right to open one database in place. It must outlive its connections.
 pub struct InPlaceAccess {
@@ -142,21 +141,15 @@ impl Drop for InPlaceAccess {
 /// This function closes a descriptor of the database, so the database must not be open in this
 /// process.
 pub fn ignores_wal(path: &Path) -> bool {
-    let is_whole = |header: &[u8; WAL_HEADER_BYTES]| {
-        header.starts_with(WAL_MAGIC) && is_wal_header_whole(header)
-    };
     let wal = companion(path, "-wal");
     let has_content = fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0);
-    has_content
-        && !start::<WAL_HEADER_BYTES>(&wal).is_some_and(|header| is_whole(&header))
-        && !is_open(path)
+    has_content && !wal_header(&wal).is_some_and(|header| header.is_valid()) && !is_open(path)
 }
 
 /// Returns whether SQLite ignores a WAL that may contain commits. A WAL that ends before its first
 /// frame ends contains none: a writer was killed while it wrote the header.
 pub fn ignores_commits(path: &Path) -> bool {
-    const FIRST_FRAME_ENDS_AT: u64 =
-        (WAL_HEADER_BYTES + WAL_FRAME_HEADER_BYTES) as u64 + LEAST_PAGE_BYTES;
+    const FIRST_FRAME_ENDS_AT: u64 = frame_offset(1, LEAST_PAGE_BYTES);
     let has_room =
         fs::metadata(companion(path, "-wal")).is_ok_and(|wal| wal.len() >= FIRST_FRAME_ENDS_AT);
     has_room && ignores_wal(path)
@@ -248,16 +241,19 @@ pub fn is_cut_off(path: &Path) -> bool {
 
 fn is_shorter_than_a_page(path: &Path, found: &Metadata) -> bool {
     let of_wal = || {
-        let start = start::<WAL_HEADER_BYTES>(&companion(path, "-wal"))
-            .filter(|start| start.starts_with(WAL_MAGIC))?;
-        crate::sqlite::format::btree::u32_at(&start, WAL_PAGE_SIZE_AT)
-            .map(u64::from)
+        wal_header(&companion(path, "-wal"))
+            .filter(|header| header.validity != Validity::NotWal)
+            .map(|header| u64::from(header.page_size_bytes))
             .filter(|size| *size <= 65_536)
     };
     let page = header(path)
         .map(|header| header.page_size as u64)
         .or_else(of_wal);
-    found.len() < page.unwrap_or(LEAST_PAGE_BYTES).max(LEAST_PAGE_BYTES)
+    found.len() < page.unwrap_or(0).max(u64::from(LEAST_PAGE_BYTES))
+}
+
+fn wal_header(wal: &Path) -> Option<WalHeader> {
+    start::<WAL_HEADER_BYTES>(wal).map(|start| WalHeader::parse(&start))
 }
 
 /// Returns whether a journal belongs to a database that had pages before the transaction.

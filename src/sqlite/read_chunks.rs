@@ -20,10 +20,11 @@ use std::{ffi::c_int, ptr::null_mut};
 use rusqlite::{Connection, ffi};
 
 use super::{
-    files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, lock_page},
+    files::lock_page,
+    format::wal::{Frames, ReadRange, Validity, WAL_HEADER_BYTES, WalHeader},
     snapshot::Snapshot,
 };
-use crate::{error::Result, sqlite::format::btree::u32_at, util::operation::CancelToken};
+use crate::{error::Result, util::operation::CancelToken};
 
 /// The largest read that SQLite ever requests from a file.
 const MOST_AT_ONCE_BYTES: usize = 65_536;
@@ -54,7 +55,7 @@ impl Snapshot {
             cancel.check()?;
             let after = (first + pages_of_piece).min(page_count + 1);
             let start = (first - 1) * page_bytes;
-            file.read(&mut piece, ((after - first) * page_bytes) as usize, start)
+            file.read_range(&mut piece, ((after - first) * page_bytes) as usize, start)
                 .map_err(failed)?;
             let place = |number: u64| {
                 ((number - first) * page_bytes) as usize
@@ -103,34 +104,26 @@ impl Snapshot {
     }
 }
 
-/// Calls `visit` with the page number of each frame since the WAL was last restarted
-/// (<https://sqlite.org/fileformat2.html#walformat>). Returns `false` if the file is not a WAL of
-/// this page size.
+/// Calls `visit` with the page number of each frame since the WAL was last restarted. Returns
+/// `false` if the file is not a WAL of this page size.
 fn frames(
     wal: &SqliteFile<'_>,
     page_bytes: u64,
     mut visit: impl FnMut(u32),
 ) -> rusqlite::Result<bool> {
-    let (length, mut header, mut frame) = (wal.size()?, Vec::new(), Vec::new());
-    if length < WAL_HEADER_BYTES as u64 {
+    let wal_bytes = wal.size()?;
+    if wal_bytes < WAL_HEADER_BYTES as u64 {
         return Ok(true);
     }
-    wal.read(&mut header, WAL_HEADER_BYTES, 0)?;
-    if !header.starts_with(WAL_MAGIC) || u32_at(&header, 8).map(u64::from) != Some(page_bytes) {
+    let header = WalHeader::read(wal)?;
+    if header.validity == Validity::NotWal || u64::from(header.page_size_bytes) != page_bytes {
         return Ok(false);
     }
-    let mut at = WAL_HEADER_BYTES as u64;
-    while at + WAL_FRAME_HEADER_BYTES as u64 <= length {
-        wal.read(&mut frame, WAL_FRAME_HEADER_BYTES, at)?;
-        // This frame is left over from before the restart.
-        if frame[8..16] != header[16..24] {
-            break;
+    for frame in Frames::unchecked(wal, &header, wal_bytes) {
+        let number = frame?.header.page_number;
+        if number > 0 {
+            visit(number);
         }
-        u32_at(&frame, 0)
-            .filter(|number| *number > 0)
-            .into_iter()
-            .for_each(&mut visit);
-        at += WAL_FRAME_HEADER_BYTES as u64 + page_bytes;
     }
     Ok(true)
 }
@@ -174,11 +167,14 @@ impl<'a> SqliteFile<'a> {
         checked(unsafe { ask(self.file, &mut size) })?;
         Ok(size as u64)
     }
+}
 
-    /// Fills `into` with `bytes` bytes from offset `at`. Bytes beyond the end of the file are
-    /// zeros.
+impl ReadRange for SqliteFile<'_> {
+    type Error = rusqlite::Error;
+
+    /// Bytes beyond the end of the file are zeros.
     #[allow(unsafe_code, reason = "rusqlite has no such call")]
-    fn read(&self, into: &mut Vec<u8>, bytes: usize, at: u64) -> rusqlite::Result<()> {
+    fn read_range(&self, into: &mut Vec<u8>, bytes: usize, at: u64) -> rusqlite::Result<()> {
         let read = self.methods.xRead.ok_or_else(not_open)?;
         into.clear();
         into.reserve(bytes);

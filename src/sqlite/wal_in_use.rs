@@ -40,11 +40,14 @@ use super::{
     database_lock::{
         ForeignLock, {self},
     },
-    files::{COMPANIONS, LOCK_BYTE, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, companion},
+    files::{COMPANIONS, LOCK_BYTE, companion},
 };
 use crate::{
     error::{Code, Error},
-    sqlite::format::header::Header,
+    sqlite::format::{
+        header::Header,
+        wal::{WAL_HEADER_BYTES, WalHeader, frame_offset},
+    },
     system::holders,
     util::regular_file,
 };
@@ -326,14 +329,13 @@ fn is_of_another_wal(index: &File, wal: &Path) -> bool {
     let page_bytes = if page_bytes == 1 {
         65_536
     } else {
-        u64::from(page_bytes)
+        u32::from(page_bytes)
     };
     let frames = frames.try_into().map_or(0, u32::from_ne_bytes);
     if header != copy || frames == 0 {
         return false;
     }
-    let needed =
-        WAL_HEADER_BYTES as u64 + u64::from(frames) * (WAL_FRAME_HEADER_BYTES as u64 + page_bytes);
+    let needed = frame_offset(frames, page_bytes);
     let mut start = [0; WAL_HEADER_BYTES];
     let read = regular_file::open_linked(wal).and_then(|mut file| {
         file.read_exact(&mut start)?;
@@ -341,7 +343,7 @@ fn is_of_another_wal(index: &File, wal: &Path) -> bool {
     });
     // The salts change each time the WAL is restarted. The index has a copy of them.
     read.map_or(true, |found| {
-        found.len() < needed || start[16..24] != header[32..40]
+        found.len() < needed || WalHeader::parse(&start).salts != header[32..40]
     })
 }
 
