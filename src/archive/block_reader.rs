@@ -9,7 +9,7 @@ use std::{
     io::{self, Read},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -24,6 +24,7 @@ use crate::{
     util::{
         operation::CancelToken,
         ordered_pool::{self, Closed, Deliver, Submit, cores},
+        progress::ByteProgress,
         threads,
     },
 };
@@ -51,8 +52,8 @@ pub struct Decoder {
     blocks: Deliver<Block>,
     block: Vec<u8>,
     read: usize,
-    /// Offset of the end of `block` in the archive; `tar_offset` is its offset in the tar.
-    archive_offset: Arc<AtomicU64>,
+    /// Counts archive bytes up to the end of `block`; `tar_offset` is its offset in the tar.
+    progress: ByteProgress,
     tar_offset: u64,
     damages: Vec<Damage>,
     is_damaged: Arc<AtomicBool>,
@@ -81,7 +82,9 @@ enum Piece {
 }
 
 impl Decoder {
-    pub fn new(file: SealedFile) -> io::Result<Self> {
+    /// Starts to read the archive. `progress` counts the archive bytes that have been decoded, from
+    /// 0.
+    pub fn new(file: SealedFile, progress: ByteProgress) -> io::Result<Self> {
         let started = ordered_pool::ordered(cores(), BLOCKS_PER_WORKER, || {
             let mut unpacker = Unpacker::default();
             move |piece| decode(piece, &mut unpacker)
@@ -95,18 +98,13 @@ impl Decoder {
             blocks,
             block: Vec::new(),
             read: 0,
-            archive_offset: Arc::default(),
+            progress,
             tar_offset: 0,
             damages: Vec::new(),
             is_damaged: Arc::default(),
             file: Some(file),
             stop,
         })
-    }
-
-    /// Returns the counter of archive bytes that have been decoded.
-    pub fn archive_offset(&self) -> Arc<AtomicU64> {
-        self.archive_offset.clone()
     }
 
     /// Returns a flag that is set when damage is found.
@@ -156,7 +154,7 @@ impl Decoder {
         } = block?;
         self.read = 0;
         self.block = content.unwrap_or_else(|BadBlock { what, tar_bytes }| {
-            let offset = self.archive_offset.load(Ordering::Relaxed);
+            let offset = self.progress.done();
             self.is_damaged.store(true, Ordering::Relaxed);
             self.damages.push(Damage {
                 offset,
@@ -165,8 +163,7 @@ impl Decoder {
             });
             vec![0; tar_bytes as usize]
         });
-        self.archive_offset
-            .fetch_add(archive_bytes, Ordering::Relaxed);
+        self.progress.add(archive_bytes);
         self.tar_offset += self.block.len() as u64;
         Ok(true)
     }

@@ -12,10 +12,7 @@
 use std::{
     io::{self, Read, Write},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use sha2::{Digest, Sha256};
@@ -34,6 +31,7 @@ use crate::{
     util::{
         hex::hex,
         operation::{OperationContext, Phase},
+        progress::ByteProgress,
         regular_file,
     },
 };
@@ -110,18 +108,12 @@ pub fn read_archive(
         Err(closed) => return closed_archive(path, closed, beside, context),
     };
     let size_bytes = file.size_bytes();
-    let decoder = Decoder::new(file).map_err(failed)?;
-    let (done, damaged) = (decoder.archive_offset(), decoder.is_damaged());
-    let progress = Progress {
-        context,
-        phase,
-        done,
-        damaged,
-        total: size_bytes,
-    };
+    let progress = ByteProgress::new(context, phase, size_bytes);
+    let decoder = Decoder::new(file, progress.clone()).map_err(failed)?;
+    let is_damaged = decoder.is_damaged();
     let mut contents = Contents::default();
     let mut tar = tar::Archive::new(decoder);
-    read_entries(&mut tar, unpack, &progress, &mut contents)?;
+    read_entries(&mut tar, unpack, &progress, &is_damaged, &mut contents)?;
     let mut decoder = tar.into_inner();
     read_rest(&mut decoder, &mut contents);
     let facts = decoder.finish(|| progress.report())?;
@@ -219,25 +211,6 @@ pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
     .with_cause(cause)
 }
 
-struct Progress<'a> {
-    context: &'a OperationContext,
-    phase: Phase,
-    done: Arc<AtomicU64>,
-    damaged: Arc<AtomicBool>,
-    total: u64,
-}
-
-impl Progress<'_> {
-    fn report(&self) -> Result<()> {
-        self.context
-            .report(self.phase, self.done.load(Ordering::Relaxed), self.total)
-    }
-
-    fn is_damaged(&self) -> bool {
-        self.damaged.load(Ordering::Relaxed)
-    }
-}
-
 /// Why reading ends before the end of the tar. The archive has a problem then.
 #[derive(Clone, Copy)]
 enum Stop {
@@ -263,7 +236,8 @@ impl Stop {
 fn read_entries(
     tar: &mut tar::Archive<Decoder>,
     unpack: &mut dyn Unpack,
-    progress: &Progress<'_>,
+    progress: &ByteProgress,
+    is_damaged: &AtomicBool,
     contents: &mut Contents,
 ) -> Result<()> {
     let mut entries =
@@ -272,6 +246,7 @@ fn read_entries(
         stops_at_damage: unpack.wants_whole(),
         unpack,
         progress,
+        is_damaged,
         contents,
         buffer: vec![0; COPY_BYTES],
         names_bytes: 0,
@@ -297,24 +272,25 @@ fn read_entries(
 }
 
 /// Passes entries on, and collects what is checked at the end of the archive.
-struct EntryReader<'a, 'p> {
+struct EntryReader<'a> {
     unpack: &'a mut dyn Unpack,
     stops_at_damage: bool,
-    progress: &'a Progress<'p>,
+    progress: &'a ByteProgress,
+    is_damaged: &'a AtomicBool,
     contents: &'a mut Contents,
     buffer: Vec<u8>,
     names_bytes: usize,
 }
 
-impl EntryReader<'_, '_> {
+impl EntryReader<'_> {
     /// Reads one entry. Returns why reading has to stop, if it has to.
     fn read(&mut self, number: usize, head: Head, mut content: impl Read) -> Result<Option<Stop>> {
         self.names_bytes += head.name.len() + head.link.len();
         if self.names_bytes > MAX_NAMES_BYTES {
             return Ok(Some(Stop::NamesTooLong));
         }
-        let (stops_at_damage, progress) = (self.stops_at_damage, self.progress);
-        let must_stop = || stops_at_damage && progress.is_damaged();
+        let (stops_at_damage, is_damaged) = (self.stops_at_damage, self.is_damaged);
+        let must_stop = || stops_at_damage && is_damaged.load(Ordering::Relaxed);
         let mut text = match head.name.as_str() {
             MANIFEST_ENTRY => Some(self.contents.manifest.insert(Vec::new())),
             CHECKSUMS_ENTRY => Some(self.contents.checksums.insert(Vec::new())),
@@ -346,7 +322,7 @@ impl EntryReader<'_, '_> {
                 out.write_all(read)
                     .map_err(|cause| Error::io("write", "the unpacked files".as_ref(), cause))?;
             }
-            progress.report()?;
+            self.progress.report()?;
         }
         self.contents.entries.push(ReadEntry {
             head,

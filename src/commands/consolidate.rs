@@ -33,6 +33,7 @@ use crate::{
     },
     util::{
         operation::{OperationContext, Phase},
+        progress::ByteProgress,
         regular_file, unsupported,
     },
 };
@@ -130,11 +131,7 @@ fn write(
     dir: &Path,
     context: &OperationContext,
 ) -> Result<(Manifest, Written)> {
-    let mut progress = Progress {
-        context,
-        done: 0,
-        total: state.manifest.stats.total_size,
-    };
+    let progress = ByteProgress::new(context, Phase::Saving, state.manifest.stats.total_size);
     let mut entries = HashSet::new();
     for (number, record) in state.manifest.files.iter().enumerate() {
         if !entries.insert(&record.entry) {
@@ -169,7 +166,7 @@ fn write(
                 compression.block_bytes(),
                 Reported {
                     file,
-                    progress: &mut progress,
+                    progress: &progress,
                 },
             ),
         )?;
@@ -230,29 +227,17 @@ fn assert_same(incremental: &Manifest, full: &Manifest) -> Result<()> {
     ))
 }
 
-struct Progress<'a> {
-    context: &'a OperationContext,
-    done: u64,
-    total: u64,
-}
-
 /// A file that reports progress while it is read. Reading fails once the operation is cancelled.
-struct Reported<'a, 'b> {
+struct Reported<'a> {
     file: File,
-    progress: &'a mut Progress<'b>,
+    progress: &'a ByteProgress,
 }
 
-impl Read for Reported<'_, '_> {
+impl Read for Reported<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
-        self.progress.done += read as u64;
-        let Progress {
-            context,
-            done,
-            total,
-        } = *self.progress;
-        context
-            .report(Phase::Saving, done, total.max(done))
+        self.progress
+            .advance(read as u64)
             .map_err(io::Error::other)?;
         Ok(read)
     }

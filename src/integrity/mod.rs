@@ -31,10 +31,6 @@ pub mod vectors;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     thread,
     time::Duration,
 };
@@ -57,7 +53,7 @@ use crate::{
         raw_copy,
         snapshot::{self, Capture, Conditions},
     },
-    util::{atomic_file, operation::CancelToken, threads::start_in},
+    util::{atomic_file, operation::CancelToken, progress::ByteProgress, threads::start_in},
 };
 
 /// Prefix of the names of scratch directories of checks.
@@ -112,23 +108,11 @@ pub struct Report {
     pub is_graph: bool,
 }
 
-/// Progress of a check in bytes to read.
-#[derive(Debug, Clone, Default)]
-pub struct ProgressCounter {
-    pub done: Arc<AtomicU64>,
-    pub total: Arc<AtomicU64>,
-}
-
-impl ProgressCounter {
-    fn add(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
 /// The conditions that all checks share.
 pub struct Check<'a> {
     pub cancel: &'a CancelToken,
-    pub gauge: &'a ProgressCounter,
+    /// Counts the bytes to read.
+    pub progress: &'a ByteProgress,
     pub lock_timeout: Duration,
     /// A directory of the caller with space for copies of databases.
     pub scratch: &'a Path,
@@ -207,13 +191,12 @@ fn look(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     // A database of another project is not checked.
     let found = found.filter(|_| resolved.owner().is_none());
     let size = report.checked.database_size;
-    check.gauge.total.store(
-        size * if scope.quick { 1 } else { READINGS },
-        Ordering::Relaxed,
-    );
+    check
+        .progress
+        .set_total(size * if scope.quick { 1 } else { READINGS });
     if found.is_some() && scope.quick {
         quick(&resolved, &named, check, &mut report)?;
-        check.gauge.add(size);
+        check.progress.add(size);
     }
     if scope.files
         && let Some(project) = &resolved.project
@@ -328,7 +311,7 @@ fn check_private_copy(
         check.scratch,
         check.lock_timeout,
         check.cancel,
-        &|bytes| check.gauge.add(bytes),
+        &|bytes| check.progress.add(bytes),
     )?;
     let refused =
         refused_for_damage(&private).map(|error| structure::refused_to_open(named, error));
@@ -396,7 +379,7 @@ fn check_private_copy(
         }
         report.issues.extend(found);
     }
-    check.gauge.add(size);
+    check.progress.add(size);
     Ok(Some(Graph {
         connection,
         private,
@@ -422,7 +405,7 @@ fn structure_and_fulltext(
         } else {
             Vec::new()
         };
-        check.gauge.add(size);
+        check.progress.add(size);
         Ok(if stop.is_cancelled() {
             Vec::new()
         } else {
@@ -434,7 +417,7 @@ fn structure_and_fulltext(
         let mut own = open(private.database(), size, check)?;
         forget_fulltext(&own);
         let mut found = structure::integrity_check(&mut own, named, check)?;
-        check.gauge.add(size);
+        check.progress.add(size);
         if found.iter().any(repair::is_damage) {
             stop.cancel();
         }

@@ -123,7 +123,7 @@ impl Fixture {
         let before = self.bytes();
         let conditions = Check {
             cancel: &CancelToken::default(),
-            gauge: &ProgressCounter::default(),
+            progress: &ByteProgress::default(),
             lock_timeout: Duration::from_secs(5),
             scratch: scratch.path(),
         };

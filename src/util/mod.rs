@@ -12,7 +12,7 @@
 //! | [`file_lock`] | waiting for a lock |
 //! | [`content_hash`], [`hex`] | hashes of blocks and pages; digests as text |
 //! | [`ordered_pool`], [`threads`] | parallel work, results in order; threads that may not start |
-//! | [`operation`] | cancellation and progress |
+//! | [`operation`], [`progress`] | cancellation and progress; counting bytes |
 //! | [`limits`] | limits for forged archives |
 
 pub mod age;
@@ -25,6 +25,7 @@ pub mod limits;
 pub mod operation;
 pub mod ordered_pool;
 pub mod ownership;
+pub mod progress;
 pub mod regular_file;
 pub mod temp_dir;
 pub mod threads;

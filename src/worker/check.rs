@@ -1,6 +1,6 @@
 //! Runs checks and repairs while no restore is running, and reports the progress of checks.
 
-use std::{fs::File, path::Path, sync::atomic::Ordering, thread, time::Duration};
+use std::{fs::File, path::Path, thread, time::Duration};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
@@ -11,14 +11,14 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     integrity::{
-        Check, ProgressCounter, Report, VECTOR_DATABASE, check,
+        Check, Report, VECTOR_DATABASE, check,
         issue::Part,
         repair::{Done, Work, perform},
         target::{CheckTarget, Resolved},
     },
     project::STATE_DIR,
     sqlite::{private_copy, wal_in_use},
-    util::{operation::CancelToken, threads::start_in},
+    util::{operation::CancelToken, progress::ByteProgress, threads::start_in},
 };
 
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
@@ -30,10 +30,10 @@ pub fn inspect(
 ) -> Result<Report> {
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let _no_restore = keep_restores_out(&request.subject, lock_timeout, cancel)?;
-    let gauge = ProgressCounter::default();
+    let progress = ByteProgress::default();
     let conditions = Check {
         cancel,
-        gauge: &gauge,
+        progress: &progress,
         lock_timeout,
         scratch: &request.scratch,
     };
@@ -47,10 +47,7 @@ pub fn inspect(
             match receiver.recv_timeout(REPORT_INTERVAL) {
                 Ok(report) => return report,
                 Err(RecvTimeoutError::Timeout) => {
-                    let (bytes_done, bytes_total) = (
-                        gauge.done.load(Ordering::Relaxed),
-                        gauge.total.load(Ordering::Relaxed),
-                    );
+                    let (bytes_done, bytes_total) = (progress.done(), progress.total());
                     let checking = Message::Checking {
                         bytes_done: bytes_done.min(bytes_total),
                         bytes_total,

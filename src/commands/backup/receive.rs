@@ -5,7 +5,10 @@ use std::io::{self, BufRead, Read};
 use crate::{
     archive::writer::{ArchiveWriter, DatabaseEntry},
     error::Result,
-    util::operation::{OperationContext, Phase},
+    util::{
+        operation::{OperationContext, Phase},
+        progress::ByteProgress,
+    },
     worker::{
         client::{Response, Worker, protocol_violation},
         protocol::{Message, Saved},
@@ -18,14 +21,13 @@ pub(super) fn receive(
     archive: &mut ArchiveWriter,
     context: &OperationContext,
 ) -> Result<Saved> {
-    let mut progress = SavingProgress {
-        context,
-        done: 0,
-        total: 0,
-    };
+    let progress = ByteProgress::new(context, Phase::Saving, 0);
     loop {
         match worker.next()? {
-            Response::Message(Message::Planned { bytes_total }) => progress.plan(bytes_total)?,
+            Response::Message(Message::Planned { bytes_total }) => {
+                progress.set_total(bytes_total);
+                progress.advance(0)?;
+            }
             Response::Message(Message::Entry { record, owner }) => {
                 let left = record.entry_size().ok_or_else(protocol_violation)?;
                 let data = EntryData {
@@ -33,7 +35,7 @@ pub(super) fn receive(
                     worker,
                     piece: Vec::new(),
                     taken: 0,
-                    progress: &mut progress,
+                    progress: &progress,
                 };
                 // The worker also reads the pages that did not change.
                 let skipped = record.size.saturating_sub(left);
@@ -41,11 +43,7 @@ pub(super) fn receive(
                 progress.advance(skipped)?;
             }
             Response::Message(Message::Database { record, owner }) => {
-                receive_database(
-                    worker,
-                    archive.begin_database(record, owner)?,
-                    &mut progress,
-                )?;
+                receive_database(worker, archive.begin_database(record, owner)?, &progress)?;
             }
             Response::Message(Message::Unchanged { record }) => {
                 progress.advance(record.size)?;
@@ -61,7 +59,7 @@ pub(super) fn receive(
 fn receive_database(
     worker: &mut Worker,
     mut database: DatabaseEntry<'_>,
-    progress: &mut SavingProgress<'_>,
+    progress: &ByteProgress,
 ) -> Result<()> {
     loop {
         let bytes = match worker.next()? {
@@ -76,37 +74,16 @@ fn receive_database(
     }
 }
 
-/// Counts the bytes that are saved, and reports them.
-struct SavingProgress<'a> {
-    context: &'a OperationContext,
-    done: u64,
-    total: u64,
-}
-
-impl SavingProgress<'_> {
-    fn plan(&mut self, bytes_total: u64) -> Result<()> {
-        self.total = bytes_total;
-        self.advance(0)
-    }
-
-    fn advance(&mut self, bytes: u64) -> Result<()> {
-        self.done += bytes;
-        // A file may grow after it was planned.
-        self.total = self.total.max(self.done);
-        self.context.report(Phase::Saving, self.done, self.total)
-    }
-}
-
 /// The content of one entry, as the worker sends it.
-struct EntryData<'a, 'b> {
+struct EntryData<'a> {
     worker: &'a mut Worker,
     left: u64,
     piece: Vec<u8>,
     taken: usize,
-    progress: &'a mut SavingProgress<'b>,
+    progress: &'a ByteProgress,
 }
 
-impl EntryData<'_, '_> {
+impl EntryData<'_> {
     fn next_piece(&mut self) -> Result<()> {
         match self.worker.next()? {
             Response::Data(piece) if piece.len() as u64 <= self.left && !piece.is_empty() => {
@@ -120,7 +97,7 @@ impl EntryData<'_, '_> {
     }
 }
 
-impl Read for EntryData<'_, '_> {
+impl Read for EntryData<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.fill_buf()?.read(buffer)?;
         self.consume(read);
@@ -128,7 +105,7 @@ impl Read for EntryData<'_, '_> {
     }
 }
 
-impl BufRead for EntryData<'_, '_> {
+impl BufRead for EntryData<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.taken == self.piece.len() && self.left > 0 {
             self.next_piece().map_err(io::Error::other)?;

@@ -32,6 +32,7 @@ use crate::{
     util::{
         hex::hex,
         operation::{OperationContext, Phase},
+        progress::ByteProgress,
     },
 };
 
@@ -365,12 +366,12 @@ fn assert_digest(
     let mut file = File::open(database).map_err(failed)?;
     let mut hasher = Sha256::new();
     let mut piece = vec![0; PIECE_BYTES];
-    let mut done = 0;
+    let progress = ByteProgress::new(context, Phase::Unpacking, record.size);
     loop {
         let read = file.read(&mut piece).map_err(failed)?;
         hasher.update(&piece[..read]);
-        done += read as u64;
-        context.report(Phase::Unpacking, done, record.size)?;
+        progress.add(read as u64);
+        progress.report()?;
         if read == 0 {
             break;
         }
