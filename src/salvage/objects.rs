@@ -71,8 +71,47 @@ pub struct Made {
 
 /// Creates the tables and lists all trees.
 pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) -> Result<Made> {
-    let (mut contents, mut unready, mut definitions) = (HashSet::new(), HashSet::new(), Vec::new());
     let objects = schema.objects.clone();
+    let virtual_tables = create_virtual_tables(target, &objects)?;
+    // So far only the tables that belong to virtual tables exist.
+    let mut shadows = table_names(target)?;
+    // The only table that uses `sqlite_sequence` may be one that is copied as pages.
+    if objects
+        .iter()
+        .any(|object| object.name == "sqlite_sequence")
+    {
+        target.make_sequences()?;
+    }
+    let tables = create_ordinary_tables(target, &objects, &shadows)?;
+    create_indexes(target, &objects)?;
+    let unready = unready_tables(target, &objects);
+    schema.objects.extend(unlisted(&objects, &shadows));
+    let trees = trees(target, &schema.objects, &tables, source);
+    drop_plain_indexes(target, &objects)?;
+    target
+        .reports
+        .retain(|report| report.kind != "index" || report.failed.is_some());
+    shadows.retain(|name| !virtual_tables.contents.contains(name));
+    Ok(Made {
+        trees,
+        shadows,
+        unready,
+        definitions: virtual_tables.definitions,
+    })
+}
+
+/// The virtual tables of the schema.
+struct VirtualTables {
+    /// Names of the tables that hold the content of the created full-text indexes.
+    contents: HashSet<String>,
+    /// The virtual tables that were not created.
+    definitions: Vec<Object>,
+}
+
+/// Creates the full-text indexes that can be rebuilt from their content. The other virtual tables
+/// are only listed.
+fn create_virtual_tables(target: &mut Target, objects: &[Object]) -> Result<VirtualTables> {
+    let (mut contents, mut definitions) = (HashSet::new(), Vec::new());
     for object in objects.iter().filter(|object| is_virtual(object)) {
         if is_derived(object) && target.create_object(object)? {
             contents.insert(format!("{}_content", object.name));
@@ -81,56 +120,76 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
             definitions.push(object.clone());
         }
     }
-    // So far only the tables that belong to virtual tables exist.
-    let shadows: HashSet<String> = names(target, "table")?.into_iter().collect();
-    let mut made: HashSet<String> = shadows.clone();
-    // The only table that uses `sqlite_sequence` may be one that is copied as pages.
-    if objects
-        .iter()
-        .any(|object| object.name == "sqlite_sequence")
-    {
-        target.make_sequences()?;
-    }
-    for object in objects
-        .iter()
-        .filter(|object| is_ordinary_table(object) && !shadows.contains(&object.name))
-    {
-        if object.name.starts_with("sqlite_") {
-            continue;
-        }
+    Ok(VirtualTables {
+        contents,
+        definitions,
+    })
+}
+
+/// Creates the tables that are neither virtual nor belong to a virtual table. Returns the names of
+/// all tables that exist then.
+fn create_ordinary_tables(
+    target: &mut Target,
+    objects: &[Object],
+    shadows: &HashSet<String>,
+) -> Result<HashSet<String>> {
+    let mut created = HashSet::new();
+    for object in objects.iter().filter(|object| {
+        is_ordinary_table(object)
+            && !shadows.contains(&object.name)
+            && !object.name.starts_with("sqlite_")
+    }) {
         if target.create_object(object)? {
-            made.insert(object.name.clone());
-        } else if target.lacks_something_for(object) {
-            unready.insert(object.name.clone());
+            created.insert(object.name.clone());
         }
     }
-    made.extend(names(target, "table")?);
-    for object in objects
+    created.extend(table_names(target)?);
+    Ok(created)
+}
+
+fn create_indexes(target: &mut Target, objects: &[Object]) -> Result<()> {
+    for index in objects.iter().filter(|object| is_explicit_index(object)) {
+        target.create_object(index)?;
+    }
+    Ok(())
+}
+
+/// Returns the tables that could not be created completely because this build of SQLite lacks
+/// something that their definition or one of their indexes uses.
+fn unready_tables(target: &Target, objects: &[Object]) -> HashSet<String> {
+    objects
         .iter()
-        .filter(|object| object.kind == "index" && !object.sql.is_empty())
-    {
-        if !target.create_object(object)? && target.lacks_something_for(object) {
-            unready.insert(object.table.clone());
-        }
-    }
-    for name in shadows
+        .filter(|object| target.lacks_something_for(object))
+        .map(|object| match object.kind.as_str() {
+            "index" => object.table.clone(),
+            _ => object.name.clone(),
+        })
+        .collect()
+}
+
+/// Returns an object for each table of a virtual table that the damaged schema does not list.
+fn unlisted(objects: &[Object], shadows: &HashSet<String>) -> Vec<Object> {
+    let listed: HashSet<&String> = objects.iter().map(|object| &object.name).collect();
+    shadows
         .iter()
-        .filter(|name| !objects.iter().any(|object| object.name == **name))
-    {
-        if !objects
-            .iter()
-            .any(|object| is_virtual(object) && object.name == *name)
-        {
-            let (table, name) = (name.clone(), name.clone());
-            schema.objects.push(Object {
-                kind: "table".to_string(),
-                name,
-                table,
-                root: 0,
-                sql: String::new(),
-            });
-        }
-    }
+        .filter(|name| !listed.contains(name))
+        .map(|name| Object {
+            kind: "table".to_string(),
+            name: name.clone(),
+            table: name.clone(),
+            root: 0,
+            sql: String::new(),
+        })
+        .collect()
+}
+
+/// Lists the trees of the schema itself and of all tables and indexes.
+fn trees(
+    target: &Target,
+    objects: &[Object],
+    tables: &HashSet<String>,
+    source: &Source,
+) -> Vec<Tree> {
     let mut trees = vec![Tree {
         name: "sqlite_schema".to_string(),
         root: 1,
@@ -138,66 +197,75 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
         is_index: false,
         shape: Some(RowSchema::of_schema()),
     }];
-    for object in schema.objects.iter().filter(|object| !is_virtual(object)) {
-        let shape = match object.kind.as_str() {
-            "table" if made.contains(&object.name) => {
-                RowSchema::of_table(&target.connection, &object.name).ok()
-            }
-            "index" => RowSchema::of_index(&target.connection, &object.name)
-                .ok()
-                .map(|shape| (shape, false)),
-            _ => None,
-        };
-        let is_index = object.kind == "index";
-        // If SQLite could not create the object, its root page shows the kind of the tree.
-        let root = || {
-            source
-                .page(object.root)
-                .and_then(|bytes| parse(&bytes, object.root, source.geometry))
-        };
-        let is_table = || root().map_or(!is_index, |page| page.kind.is_table());
-        let by_rowid = shape
-            .as_ref()
-            .map_or_else(is_table, |(_, by_rowid)| *by_rowid);
-        if (object.kind == "table" || is_index) && (object.root > 1 || shape.is_some()) {
-            let (name, root) = (object.name.clone(), object.root);
-            trees.push(Tree {
-                name,
-                root,
-                by_rowid,
-                is_index,
-                shape: shape.map(|(shape, _)| shape),
-            });
+    trees.extend(
+        objects
+            .iter()
+            .filter(|object| !is_virtual(object))
+            .filter_map(|object| tree(target, object, tables, source)),
+    );
+    trees
+}
+
+/// Returns the tree of a table or an index; `None` if its root is unknown and SQLite could not
+/// create it.
+fn tree(
+    target: &Target,
+    object: &Object,
+    tables: &HashSet<String>,
+    source: &Source,
+) -> Option<Tree> {
+    let is_index = object.kind == "index";
+    let shape = match object.kind.as_str() {
+        "table" if tables.contains(&object.name) => {
+            RowSchema::of_table(&target.connection, &object.name).ok()
         }
+        "index" => RowSchema::of_index(&target.connection, &object.name)
+            .ok()
+            .map(|shape| (shape, false)),
+        _ => None,
+    };
+    let has_tree = object.kind == "table" || is_index;
+    if !has_tree || (object.root <= 1 && shape.is_none()) {
+        return None;
     }
-    // Filling an index row by row is slow. Only unique indexes are needed now, to find rows that
-    // violate them.
-    let failed = |target: &Target, cause| target.error(cause);
-    for object in objects
+    let (shape, by_rowid) = match shape {
+        Some((shape, by_rowid)) => (Some(shape), by_rowid),
+        // SQLite could not create the object, but its root page shows the kind of the tree.
+        None => (
+            None,
+            root_is_of_table(source, object.root).unwrap_or(!is_index),
+        ),
+    };
+    Some(Tree {
+        name: object.name.clone(),
+        root: object.root,
+        by_rowid,
+        is_index,
+        shape,
+    })
+}
+
+/// Returns whether a root page belongs to a tree with rowids; `None` if the page is unreadable.
+fn root_is_of_table(source: &Source, root: u32) -> Option<bool> {
+    let bytes = source.page(root)?;
+    parse(&bytes, root, source.geometry).map(|page| page.kind.is_table())
+}
+
+/// Drops the indexes that are not unique, because filling an index row by row is slow. Only unique
+/// indexes are needed now, to find rows that violate them.
+fn drop_plain_indexes(target: &Target, objects: &[Object]) -> Result<()> {
+    for index in objects
         .iter()
-        .filter(|object| object.kind == "index" && !is_unique(object) && !object.sql.is_empty())
+        .filter(|object| is_explicit_index(object) && !is_unique(object))
     {
-        if target.has("index", &object.name)? {
-            let sql = format!("DROP INDEX {}", quoted(&object.name));
+        if target.has("index", &index.name)? {
             target
                 .connection
-                .execute_batch(&sql)
-                .map_err(|cause| failed(target, cause))?;
+                .execute_batch(&format!("DROP INDEX {}", quoted(&index.name)))
+                .map_err(|cause| target.error(cause))?;
         }
     }
-    target
-        .reports
-        .retain(|report| report.kind != "index" || report.failed.is_some());
-    let shadows = shadows
-        .into_iter()
-        .filter(|name| !contents.contains(name))
-        .collect();
-    Ok(Made {
-        trees,
-        shadows,
-        unready,
-        definitions,
-    })
+    Ok(())
 }
 
 /// Returns whether an object is a full-text index that can be rebuilt from its content.
@@ -241,12 +309,18 @@ fn is_unique(object: &Object) -> bool {
         .is_some_and(|word| word.eq_ignore_ascii_case("UNIQUE"))
 }
 
-fn names(target: &Target, kind: &str) -> Result<Vec<String>> {
-    let listed = || -> rusqlite::Result<Vec<String>> {
+/// Returns whether an object is an index with a definition of its own. SQLite creates the others
+/// together with their tables.
+fn is_explicit_index(object: &Object) -> bool {
+    object.kind == "index" && !object.sql.is_empty()
+}
+
+fn table_names(target: &Target) -> Result<HashSet<String>> {
+    let listed = || -> rusqlite::Result<HashSet<String>> {
         let mut statement = target
             .connection
-            .prepare("SELECT name FROM sqlite_schema WHERE type = ?1")?;
-        statement.query_map([kind], |row| row.get(0))?.collect()
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table'")?;
+        statement.query_map([], |row| row.get(0))?.collect()
     };
     listed().map_err(|cause| target.error(cause))
 }
@@ -257,7 +331,7 @@ pub fn finish(target: &mut Target, schema: &Schema, carried: &Carried) -> Result
     let indexes = schema
         .objects
         .iter()
-        .filter(|object| object.kind == "index" && !object.sql.is_empty());
+        .filter(|object| is_explicit_index(object));
     for object in indexes.filter(is_made_here) {
         let has_failed = target
             .reports
