@@ -46,15 +46,15 @@ use std::{fs, path::Path};
 pub use self::wal::beside_another_state;
 use self::{
     copy_rows::Rows,
-    copy_trees::Carried,
+    copy_trees::{Carried, Unit},
+    file::Source,
     freelist::Freelist,
-    objects::Made,
     open::{in_use, open},
     orphans::Orphans,
     overflow::{Chains, Owner},
     rebuild::{Target, is_virtual},
     report::{MAX_NAMED_PAGES, Salvaged, UnreadablePage, UnreadablePages},
-    schema::Object,
+    schema::{Object, Schema},
     walk::TreeScan,
 };
 use crate::{
@@ -108,27 +108,7 @@ fn salvage_new(
 ) -> Result<Salvaged> {
     let mut salvaged = Salvaged::default();
     let source = open(path, &mut salvaged, cancel)?;
-    let nothing = || {
-        Error::new(
-            Code::DatabaseDamaged,
-            format!("{} contains nothing that could be salvaged", path.display()),
-            "Restore the newest good backup with `kg diag restore --file latest`",
-        )
-    };
-    if source.present > MAX_PAGES {
-        return Err(Error::new(
-            Code::Unsupported,
-            format!(
-                "{} has {} pages, more than the {MAX_PAGES} that can be salvaged",
-                path.display(),
-                source.present
-            ),
-            "Restore the newest good backup",
-        ));
-    }
-    if source.recognised == 0 && source.present <= 1 && !source.header.is_sound {
-        return Err(nothing());
-    }
+    assert_salvageable(path, &source)?;
     let freelist = freelist::read(&source, cancel)?;
     let in_use = in_use(&freelist, &source);
     let mut schema = schema::read(&source, &in_use, cancel)?;
@@ -146,72 +126,102 @@ fn salvage_new(
         &source.header,
         cancel,
     )?;
-    let Made {
-        trees,
-        shadows,
-        unready,
-        definitions,
-    } = objects::create_tables(&mut target, &mut schema, &source)?;
-    let mut walk = TreeScan::new(&source, trees, in_use, cancel);
+    let made = objects::create_tables(&mut target, &mut schema, &source)?;
+    let mut walk = TreeScan::new(&source, made.trees, in_use, cancel);
     walk.run()?;
-    let mut chains = Chains::new(&source);
-    for (tree, found) in walk.trees.iter().zip(&walk.found) {
-        for leaf in &found.leaves {
-            cancel.check()?;
-            if let Some((_, page)) = walk.read(leaf.page, tree.by_rowid) {
-                chains.claim(&walk, &page, Owner::Tree);
-            }
-        }
-    }
+    let mut chains = claim_chains(&walk, cancel)?;
     let orphans = orphans::find(&walk, &mut chains, &freelist, schema.is_whole, cancel)?;
-    let units = copy_trees::units(&walk, &chains, &orphans, &schema, &unready);
+    let units = copy_trees::units(&walk, &chains, &orphans, &schema, &made.unready);
     objects::leave(&mut target, &units)?;
-    let is_derived = |object: &&Object| is_virtual(object) && !definitions.contains(object);
-    let full_text = schema.objects.iter().filter(is_derived).cloned().collect();
-    let carried = Carried {
-        units,
-        definitions,
-        full_text,
-    };
+    let carried = carried(units, made.definitions, &schema);
     let rows = Rows {
         walk: &walk,
         chains: &chains,
         orphans: &orphans,
-        shadows: &shadows,
+        shadows: &made.shadows,
         carried: &carried,
         cancel,
     };
     rows.fill(&target, &schema, &mut salvaged)?;
-    let is_empty = salvaged
-        .tables
-        .iter()
-        .all(|table| table.rows_recovered == 0)
-        && salvaged.lost_and_found.is_none();
-    if is_empty && !(source.header.is_sound && schema.is_whole) {
-        return Err(nothing());
+    if salvaged.has_no_rows() && !(source.header.is_sound && schema.is_whole) {
+        return Err(nothing_salvaged(path));
     }
     objects::finish(&mut target, &schema, &carried)?;
     rows.count_losses(&target, &mut salvaged)?;
     salvaged.count();
     salvaged.leftover_pages = orphans.left;
-    salvaged.unreadable_pages = UnreadablePages {
-        count: walk.bad_pages.len() as u64,
-        first: walk
-            .bad_pages
-            .iter()
-            .take(MAX_NAMED_PAGES)
-            .map(|bad| named(bad.page, bad.reason))
-            .collect(),
-    };
+    salvaged.unreadable_pages = unreadable_pages(&walk);
     warn(&mut salvaged, &freelist, &orphans, &target)?;
     salvaged.objects = target.finish(&source, &carried, cancel)?;
     Ok(salvaged)
 }
 
-fn named(page: u32, reason: &str) -> UnreadablePage {
-    UnreadablePage {
-        page,
-        reason: reason.to_string(),
+/// Fails if the source has too many pages, or if it is empty or not a database.
+fn assert_salvageable(path: &Path, source: &Source) -> Result<()> {
+    if source.present > MAX_PAGES {
+        return Err(Error::new(
+            Code::Unsupported,
+            format!(
+                "{} has {} pages, more than the {MAX_PAGES} that can be salvaged",
+                path.display(),
+                source.present
+            ),
+            "Restore the newest good backup",
+        ));
+    }
+    if source.recognised == 0 && source.present <= 1 && !source.header.is_sound {
+        return Err(nothing_salvaged(path));
+    }
+    Ok(())
+}
+
+fn nothing_salvaged(path: &Path) -> Error {
+    Error::new(
+        Code::DatabaseDamaged,
+        format!("{} contains nothing that could be salvaged", path.display()),
+        "Restore the newest good backup with `kg diag restore --file latest`",
+    )
+}
+
+/// Assigns overflow pages to the cells of all leaves that belong to a tree.
+fn claim_chains(walk: &TreeScan<'_>, cancel: &CancelToken) -> Result<Chains> {
+    let mut chains = Chains::new(walk.source);
+    for (tree, found) in walk.trees.iter().zip(&walk.found) {
+        for leaf in &found.leaves {
+            cancel.check()?;
+            if let Some((_, page)) = walk.read(leaf.page, tree.by_rowid) {
+                chains.claim(walk, &page, Owner::Tree);
+            }
+        }
+    }
+    Ok(chains)
+}
+
+/// Returns what is copied as pages or definitions. The full-text indexes are those of the schema
+/// that exist in the new database.
+fn carried(units: Vec<Unit>, definitions: Vec<Object>, schema: &Schema) -> Carried {
+    let is_derived = |object: &&Object| is_virtual(object) && !definitions.contains(object);
+    let full_text = schema.objects.iter().filter(is_derived).cloned().collect();
+    Carried {
+        units,
+        definitions,
+        full_text,
+    }
+}
+
+/// Lists the pages that could not be read, with the reason for the first of them.
+fn unreadable_pages(walk: &TreeScan<'_>) -> UnreadablePages {
+    UnreadablePages {
+        count: walk.bad_pages.len() as u64,
+        first: walk
+            .bad_pages
+            .iter()
+            .take(MAX_NAMED_PAGES)
+            .map(|bad| UnreadablePage {
+                page: bad.page,
+                reason: bad.reason.to_string(),
+            })
+            .collect(),
     }
 }
 

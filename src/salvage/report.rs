@@ -38,6 +38,11 @@ pub struct Salvaged {
 }
 
 impl Salvaged {
+    /// Returns whether no row was recovered, neither in a table nor in `lost_and_found`.
+    pub(super) fn has_no_rows(&self) -> bool {
+        self.tables.iter().all(|table| table.rows_recovered == 0) && self.lost_and_found.is_none()
+    }
+
     /// Computes the totals over all tables. A row outside its own table is lost to the host, so
     /// rows in `lost_and_found` count as lost.
     pub(super) fn count(&mut self) {
