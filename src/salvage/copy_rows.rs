@@ -4,15 +4,16 @@ use std::collections::HashSet;
 
 use super::{
     copy_trees::Carried,
+    file::Encoding,
     orphans::{Group, Orphans},
     overflow::{Chains, Owner, Unread},
     rebuild::Target,
     report::{Salvaged, TableReport},
     rows::{Filler, LostAndFound, RowLocation, of_leaf},
     schema::{self, Schema},
-    walk::{Leaf, TreeScan},
+    walk::{Leaf, Tree, TreeScan},
 };
-use crate::{error::Result, util::operation::CancelToken};
+use crate::{error::Result, sqlite::format::btree::Cell, util::operation::CancelToken};
 
 /// The results of all earlier steps, which copying rows needs.
 pub struct Rows<'r, 'w> {
@@ -83,26 +84,8 @@ impl Rows<'_, '_> {
         salvaged: &mut Salvaged,
     ) -> Result<TableReport> {
         let (tree, found) = (&self.walk.trees[index], &self.walk.found[index]);
-        let mut report = TableReport {
-            name: tree.name.clone(),
-            ..TableReport::default()
-        };
-        let mut leaves: Vec<(Leaf, Owner)> = found
-            .leaves
-            .iter()
-            .map(|leaf| (*leaf, Owner::Tree))
-            .collect();
-        let assigned = self.orphans.assigned[index]
-            .iter()
-            .flat_map(|group| &group.leaves);
-        leaves.extend(assigned.map(|leaf| (*leaf, Owner::Orphan)));
-        report.pages_reassigned = (leaves.len() - found.leaves.len()) as u64;
-        report.pages_lost = found.pages_lost;
-        if tree.by_rowid {
-            leaves.sort_by_key(|(leaf, _)| leaf.first);
-        }
-        let encoding = self.walk.source.encoding;
-        let mut filler = tree
+        let leaves = self.leaves_of(index);
+        let filler = tree
             .shape
             .as_ref()
             .map(|shape| Filler::new(&target.connection, &tree.name, shape, tree.by_rowid));
@@ -118,6 +101,19 @@ impl Rows<'_, '_> {
                 .execute_batch("DELETE FROM sqlite_sequence")
                 .map_err(|cause| target.error(cause))?;
         }
+        let mut table = TableCopy {
+            tree,
+            target,
+            encoding: self.walk.source.encoding,
+            filler,
+            lost,
+            report: TableReport {
+                name: tree.name.clone(),
+                pages_reassigned: (leaves.len() - found.leaves.len()) as u64,
+                pages_lost: found.pages_lost,
+                ..TableReport::default()
+            },
+        };
         for (leaf, owner) in &leaves {
             self.cancel.check()?;
             of_leaf(
@@ -126,51 +122,27 @@ impl Rows<'_, '_> {
                 leaf,
                 tree.by_rowid,
                 *owner,
-                |cell, payload| {
-                    let payload = match payload {
-                        Ok(payload) => payload,
-                        Err(Unread {
-                            reason,
-                            contested: Some(payload),
-                        }) => {
-                            report.rows_aside += 1;
-                            let place = RowLocation {
-                                table: &tree.name,
-                                page: leaf.page,
-                                rowid: tree.by_rowid.then_some(cell.rowid),
-                            };
-                            return lost.put(target, place, &payload, encoding, reason);
-                        }
-                        Err(_) => {
-                            report.rows_lost += 1;
-                            report.rows_broken += 1;
-                            return Ok(());
-                        }
-                    };
-                    let inserted = match &mut filler {
-                        Some(filler) => filler
-                            .insert(cell.rowid, &payload, encoding)
-                            .map_err(|cause| target.error(cause))?,
-                        None => Err("its table could not be created".to_string()),
-                    };
-                    match inserted {
-                        Ok(()) => report.rows_recovered += 1,
-                        Err(reason) => {
-                            let rowid = tree.by_rowid.then_some(cell.rowid);
-                            let place = RowLocation {
-                                table: &tree.name,
-                                page: leaf.page,
-                                rowid,
-                            };
-                            lost.put(target, place, &payload, encoding, &reason)?;
-                            report.rows_aside += 1;
-                        }
-                    }
-                    Ok(())
-                },
+                |cell, payload| table.add(leaf.page, cell, payload),
             )?;
         }
-        Ok(report)
+        Ok(table.report)
+    }
+
+    /// Returns the leaves of a tree and the leaves without parents that were assigned to it, in key
+    /// order.
+    fn leaves_of(&self, index: usize) -> Vec<(Leaf, Owner)> {
+        let own = self.walk.found[index].leaves.iter();
+        let assigned = self.orphans.assigned[index]
+            .iter()
+            .flat_map(|group| &group.leaves);
+        let mut leaves: Vec<(Leaf, Owner)> = own
+            .map(|leaf| (*leaf, Owner::Tree))
+            .chain(assigned.map(|leaf| (*leaf, Owner::Orphan)))
+            .collect();
+        if self.walk.trees[index].by_rowid {
+            leaves.sort_by_key(|(leaf, _)| leaf.first);
+        }
+        leaves
     }
 
     fn put_aside(
@@ -206,6 +178,61 @@ impl Rows<'_, '_> {
                 },
             )?;
         }
+        Ok(())
+    }
+}
+
+/// A table whose rows are being copied.
+struct TableCopy<'t> {
+    tree: &'t Tree,
+    target: &'t Target,
+    encoding: Encoding,
+    /// `None` if SQLite could not create the table.
+    filler: Option<Filler<'t>>,
+    lost: &'t mut LostAndFound,
+    report: TableReport,
+}
+
+impl TableCopy<'_> {
+    /// Inserts a row into the table. If it does not fit there, or if another row uses one of its
+    /// pages, puts it into `lost_and_found`.
+    fn add(&mut self, page: u32, cell: &Cell, payload: Result<Vec<u8>, Unread>) -> Result<()> {
+        match payload {
+            Ok(payload) => match self.insert(cell, &payload)? {
+                Ok(()) => self.report.rows_recovered += 1,
+                Err(reason) => self.put_aside(page, cell, &payload, &reason)?,
+            },
+            Err(Unread {
+                reason,
+                contested: Some(payload),
+            }) => self.put_aside(page, cell, &payload, reason)?,
+            Err(_) => {
+                self.report.rows_lost += 1;
+                self.report.rows_broken += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Inserts a row, or returns the reason why it cannot belong to the table.
+    fn insert(&mut self, cell: &Cell, payload: &[u8]) -> Result<Result<(), String>> {
+        match &mut self.filler {
+            Some(filler) => filler
+                .insert(cell.rowid, payload, self.encoding)
+                .map_err(|cause| self.target.error(cause)),
+            None => Ok(Err("its table could not be created".to_string())),
+        }
+    }
+
+    fn put_aside(&mut self, page: u32, cell: &Cell, payload: &[u8], reason: &str) -> Result<()> {
+        let place = RowLocation {
+            table: &self.tree.name,
+            page,
+            rowid: self.tree.by_rowid.then_some(cell.rowid),
+        };
+        self.lost
+            .put(self.target, place, payload, self.encoding, reason)?;
+        self.report.rows_aside += 1;
         Ok(())
     }
 }
