@@ -21,7 +21,7 @@ use crate::{
         verify::duration_ms,
     },
     config::Settings,
-    error::Result,
+    error::{Error, Result},
     integrity::{
         Checked, Scope,
         files::everyone_may_write,
@@ -126,7 +126,7 @@ pub fn health(
     let inspection = inspect(&subject, scope, options.lock_timeout, worker_mode, context)?;
     let mut issues = inspection.issues;
     let backups = of_store(store, &inspection.checked, options.max_age, &mut issues);
-    let service = of_service(&project, &options.settings, backups.age_ms, &mut issues)?;
+    let service = of_service(&project, &options.settings, backups.age_ms, &mut issues);
     issues.sort_by_key(|issue| (issue.severity, issue.component, issue.code));
     Ok(Health {
         healthy: is_healthy(&issues),
@@ -154,97 +154,114 @@ fn of_service(
     settings: &Settings,
     newest_age_ms: Option<u64>,
     issues: &mut Vec<Issue>,
-) -> Result<Service> {
+) -> Service {
     // An invalid schedule is reported as an issue of the configuration.
     let has_plan = matches!(scheduled::plan(settings, project.root()), Ok(Some(_)));
     let is_enabled = has_plan && scheduled::is_enabled(settings);
-    let found = Holder::find(project);
-    if let Err(error) = &found {
-        let message = format!(
-            "Could not determine whether a service is running: {}",
-            error.message
-        );
-        issues.push(Issue::new(
-            IssueCode::ServiceUnknown,
-            Part::Backups,
-            message,
-            &error.remedy,
-        ));
-    }
-    let is_known = found.is_ok();
-    let process = found.unwrap_or_default();
-    if is_enabled && is_known && process.is_none() {
-        let message = "Scheduled backups are enabled, but no service is running for this project";
-        issues.push(Issue::new(
-            IssueCode::ServiceStopped,
-            Part::Backups,
-            message,
-            "Start it with `kg serve --all`",
-        ));
-    }
-    if process.is_some() && !settings.are_unusable() && !is_enabled {
-        let why = settings.without_schedule().join("; ");
-        let message = "The service of this project is running, but it makes no backups";
-        let remedy = if why.is_empty() {
-            "Correct the schedule; see `kg config show`"
-        } else {
-            &why
-        };
-        issues.push(Issue::new(
-            IssueCode::ServiceIdle,
-            Part::Backups,
-            message,
-            remedy,
-        ));
-    }
-    let last_run = match History::read(project) {
-        Ok(history) => history.last().cloned(),
+    let process = match Holder::find(project) {
+        Ok(Some(process)) => {
+            issues.extend(idle_service(settings, is_enabled));
+            Some(process)
+        }
+        Ok(None) => {
+            issues.extend(is_enabled.then(stopped_service));
+            None
+        }
         Err(error) => {
-            let message = format!(
-                "Could not determine whether the last backup failed: {}",
-                error.message
-            );
-            let issue = Issue::new(
-                IssueCode::FileUnreadable,
-                Part::Backups,
-                message,
-                error.remedy,
-            );
-            issues.push(issue.severity(Severity::Warning));
+            issues.push(unknown_service(&error));
             None
         }
     };
-    let failure = last_run
-        .as_ref()
-        .and_then(|run| Some((age_ms(run.started_at), run.error.as_ref()?)));
-    if let Some((past, error)) =
-        failure.filter(|(past, _)| newest_age_ms.is_none_or(|newest| newest > *past))
-    {
-        let message = format!(
-            "The last backup failed, {} ago: {} [{}]",
-            age(past),
-            error.message,
-            error.code
-        );
-        let remedy = if error.remedy.is_empty() {
-            "Make one with `kg diag backup`"
-        } else {
-            &error.remedy
-        };
-        issues.push(Issue::new(
-            IssueCode::BackupFailed,
-            Part::Backups,
-            message,
-            remedy,
-        ));
-    }
+    let last_run = History::read(project).map_or_else(
+        |error| {
+            issues.push(unreadable_history(error));
+            None
+        },
+        |history| history.last().cloned(),
+    );
+    let failure = last_run.as_ref().and_then(|run| {
+        let error = run.error.as_ref()?;
+        failed_backup(age_ms(run.started_at), newest_age_ms, error)
+    });
+    issues.extend(failure);
     let shown = process.as_ref().map(|process| process.shown(project));
-    Ok(Service {
+    Service {
         is_enabled,
         process,
         shown,
         last_run,
-    })
+    }
+}
+
+fn unknown_service(error: &Error) -> Issue {
+    let message = format!(
+        "Could not determine whether a service is running: {}",
+        error.message
+    );
+    Issue::new(
+        IssueCode::ServiceUnknown,
+        Part::Backups,
+        message,
+        &error.remedy,
+    )
+}
+
+fn stopped_service() -> Issue {
+    Issue::new(
+        IssueCode::ServiceStopped,
+        Part::Backups,
+        "Scheduled backups are enabled, but no service is running for this project",
+        "Start it with `kg serve --all`",
+    )
+}
+
+/// Returns an issue if the running service makes no backups, unless the settings as a whole are
+/// unusable.
+fn idle_service(settings: &Settings, is_enabled: bool) -> Option<Issue> {
+    if is_enabled || settings.are_unusable() {
+        return None;
+    }
+    let why = settings.without_schedule().join("; ");
+    let remedy = if why.is_empty() {
+        "Correct the schedule; see `kg config show`"
+    } else {
+        &why
+    };
+    Some(Issue::new(
+        IssueCode::ServiceIdle,
+        Part::Backups,
+        "The service of this project is running, but it makes no backups",
+        remedy,
+    ))
+}
+
+fn unreadable_history(error: Error) -> Issue {
+    let message = format!(
+        "Could not determine whether the last backup failed: {}",
+        error.message
+    );
+    let code = IssueCode::FileUnreadable;
+    Issue::new(code, Part::Backups, message, error.remedy).severity(Severity::Warning)
+}
+
+/// Returns an issue for a backup that failed `past_ms` ago, unless a good backup was made since.
+fn failed_backup(past_ms: u64, newest_age_ms: Option<u64>, error: &Error) -> Option<Issue> {
+    if newest_age_ms.is_some_and(|newest| newest <= past_ms) {
+        return None;
+    }
+    let message = format!(
+        "The last backup failed, {} ago: {} [{}]",
+        age(past_ms),
+        error.message,
+        error.code
+    );
+    let remedy = if error.remedy.is_empty() {
+        "Make one with `kg diag backup`"
+    } else {
+        &error.remedy
+    };
+    let code = IssueCode::BackupFailed;
+    Some(Issue::new(code, Part::Backups, message, remedy))
 }
 
 fn age_ms(timestamp: i64) -> u64 {
