@@ -5,6 +5,8 @@
 //! references to lost rows. It acts only on issues that it found itself. Of the issues that a
 //! caller passes, only the codes matter.
 
+mod rounds;
+
 use std::{
     collections::HashSet,
     iter,
@@ -15,19 +17,14 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
+use self::rounds::{Request, Rounds};
 use crate::{
-    archive::manifest::BackupType,
-    commands::{
-        backup::create_backup,
-        scheduled::{self, CallerEncryption},
-        verify::duration_ms,
-    },
-    config::backup_config::BackupOptions,
+    commands::verify::duration_ms,
     error::{Code, Error, Result},
     integrity::{
         Checked, Report, SCRATCH_PREFIX, Scope,
         issue::{Issue, IssueCode, Part, Severity},
-        repair::{Action, Done, Salvage, Work, actions_for, failed, is_damage},
+        repair::{Action, Done, Salvage, Work},
         target::CheckTarget,
     },
     project::STATE_DIR,
@@ -39,12 +36,9 @@ use crate::{
     },
     worker::{
         client::{Worker, WorkerMode},
-        protocol::{CheckRequest, RepairRequest},
+        protocol::CheckRequest,
     },
 };
-
-/// The maximum number of rounds. It is higher than the number that one damage can require.
-const MAX_ROUNDS: usize = 5;
 
 /// The result of the checks.
 #[derive(Debug, Clone, Serialize)]
@@ -180,105 +174,31 @@ pub fn repair(
     context: &OperationContext,
 ) -> Result<Inspection> {
     let began = Instant::now();
-    let mut found = inspect(subject, Scope::ALL, lock_timeout, worker_mode, context)?;
-    let is_meant = |issue: &Issue| {
-        codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()))
+    let found = inspect(subject, Scope::ALL, lock_timeout, worker_mode, context)?;
+    assert_may_repair(&found, |issue| is_meant(issue, codes))?;
+    let request = Request {
+        subject,
+        codes,
+        store,
+        lock_timeout,
+        worker_mode,
+        context,
     };
-    assert_may_repair(&found, is_meant)?;
-    let mut repair = Repair::begin(&found, codes);
-    let (mut tried, mut salvages): (Vec<Issue>, Vec<Action>) = (Vec::new(), Vec::new());
-    let (mut backs_up_all, mut has_mended) = (false, false);
-    for round in 0..MAX_ROUNDS {
-        let has_salvaged = repair.actions.iter().any(|action| action.salvage.is_some());
-        let is_wanted = |issue: &&Issue| {
-            let is_consequence = has_salvaged && issue.severity == Severity::Error;
-            // A failed repair gets a second attempt if another repair succeeded in the meantime.
-            let attempts = tried
-                .iter()
-                .filter(|tried| tried.key() == issue.key())
-                .count();
-            let is_new = attempts == 0 || (attempts == 1 && has_mended && !is_damage(issue));
-            issue.repairable && is_new && (is_meant(issue) || is_consequence)
-        };
-        let worked_on: Vec<Issue> = found.issues.iter().filter(is_wanted).cloned().collect();
-        let mut actions = actions_for(&worked_on);
-        // A salvage replaces its database, so no other action changes that database in this round.
-        actions.retain(|action| !salvages.iter().any(|salvage| salvage.part == action.part));
-        actions.append(&mut salvages);
-        if actions.is_empty() {
-            break;
-        }
-        let is_graph_alone =
-            found.is_graph && actions.iter().all(|action| action.part == Part::Database);
-        if round == 0 || !(is_graph_alone || backs_up_all) {
-            let back_up = |root: &Path| {
-                back_up(
-                    root,
-                    is_graph_alone,
-                    store,
-                    lock_timeout,
-                    worker_mode,
-                    context,
-                )
-            };
-            match repair.save(&found, &actions, back_up) {
-                Ok(()) => backs_up_all = !is_graph_alone,
-                Err(error) if round == 0 => return Err(error),
-                // An earlier round has changed the database, so the result must report that.
-                Err(error) => {
-                    repair.add(
-                        actions
-                            .iter()
-                            .map(|action| failed(action, &error))
-                            .collect(),
-                    );
-                    tried.extend(worked_on);
-                    break;
-                }
-            }
-        }
-        context.report(Phase::Repairing, 0, 0)?;
-        // From here on, the repair is either completed or rolled back.
-        context.cancel.enter_critical_section();
-        let request = RepairRequest {
-            subject: subject.clone(),
-            actions: actions.clone(),
-            safety_copy: repair.safety_copy.clone().filter(|_| round == 0),
-            lock_timeout_ms: lock_timeout.as_millis() as u64,
-        };
-        let done = match Worker::repair(worker_mode, request) {
-            Err(error) if round == 0 => return Err(with_backup(error, &repair)),
-            done => done.unwrap_or_else(|error| {
-                actions
-                    .iter()
-                    .map(|action| failed(action, &error))
-                    .collect()
-            }),
-        };
-        if found.checked.project.is_some() {
-            salvages = escalated(&done);
-        }
-        found = inspect(subject, Scope::ALL, lock_timeout, worker_mode, context)?;
-        has_mended = done.iter().any(|done| done.error.is_none());
-        repair.add(done);
-        tried.extend(worked_on);
-    }
-    tried.sort_by(|one, other| one.key().cmp(&other.key()));
-    tried.dedup_by(|one, other| one.key() == other.key());
-    repair.count(&tried, &found);
-    Ok(Inspection {
-        repair: Some(repair),
-        duration_ms: duration_ms(began.elapsed()),
-        ..found
-    })
+    Rounds::new(request, found).run(began)
+}
+
+/// Returns whether the caller asked for the repair of an issue.
+fn is_meant(issue: &Issue, codes: Option<&[String]>) -> bool {
+    codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()))
 }
 
 impl Repair {
     fn begin(found: &Inspection, codes: Option<&[String]>) -> Self {
-        let is_meant = |issue: &&Issue| {
-            codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()))
-        };
-        let meant: Vec<&Issue> = found.issues.iter().filter(is_meant).collect();
+        let meant: Vec<&Issue> = found
+            .issues
+            .iter()
+            .filter(|issue| is_meant(issue, codes))
+            .collect();
         let known: HashSet<&str> = meant.iter().map(|issue| issue.code.as_str()).collect();
         let gone = codes
             .unwrap_or_default()
@@ -339,24 +259,6 @@ impl Repair {
     }
 }
 
-/// Returns a salvage for each database in which another repair met damaged pages.
-fn escalated(done: &[Done]) -> Vec<Action> {
-    let mut salvages: Vec<Action> = Vec::new();
-    for Done { action, error, .. } in done {
-        let is_damaged = error
-            .as_ref()
-            .is_some_and(|error| error.code == Code::DatabaseDamaged);
-        let is_known = salvages.iter().any(|salvage| salvage.part == action.part);
-        if is_damaged && action.work != Work::Salvage && !is_known {
-            salvages.push(Action {
-                work: Work::Salvage,
-                ..action.clone()
-            });
-        }
-    }
-    salvages
-}
-
 /// Fails with `KG_DATABASE_IN_USE` if a process commits to the database through another WAL. Fails
 /// with `KG_INVALID_OPTION` if the database is outside the project and the caller did not name it.
 fn assert_may_repair(found: &Inspection, is_meant: impl Fn(&Issue) -> bool) -> Result<()> {
@@ -403,44 +305,6 @@ fn is_saved(root: &Path, database: &Path) -> bool {
         .is_ok_and(|state| database.starts_with(state))
 }
 
-/// Makes the safety backup: a snapshot if only the graph database changes, otherwise a full backup.
-fn back_up(
-    root: &Path,
-    is_graph_alone: bool,
-    store: Option<&Store>,
-    lock_timeout: Duration,
-    worker_mode: &WorkerMode,
-    context: &OperationContext,
-) -> Result<SafetyBackup> {
-    let store = match store {
-        Some(store) => store.clone(),
-        None => scheduled::store(
-            &Worker::settings(worker_mode, root)?.0,
-            root,
-            None,
-            CallerEncryption::Nothing,
-            worker_mode,
-        )?
-        .for_recovery(),
-    };
-    let options = BackupOptions {
-        kind: if is_graph_alone {
-            BackupType::Snapshot
-        } else {
-            BackupType::Full
-        },
-        description: Some("Before a repair".into()),
-        is_safety_backup: true,
-        lock_timeout,
-        ..BackupOptions::default()
-    };
-    let backup = create_backup(root, &store, worker_mode, &options, context)?.backup;
-    Ok(SafetyBackup {
-        id: backup.id,
-        path: backup.path,
-    })
-}
-
 /// Returns the path of the copy that the worker makes before it repairs a database that no backup
 /// can contain.
 ///
@@ -471,18 +335,6 @@ fn without_project(database: &Path) -> Error {
         ),
         "Nothing was changed; copy it into a project, as .kg/knowledge.db, and repair it there",
     )
-}
-
-/// Adds the id of the safety backup to the remedy.
-fn with_backup(error: Error, repair: &Repair) -> Error {
-    let kept = repair
-        .safety_backup
-        .as_ref()
-        .map(|backup| format!("; the backup from before the repair is {}", backup.id));
-    Error {
-        remedy: format!("{}{}", error.remedy, kept.unwrap_or_default()),
-        ..error
-    }
 }
 
 impl From<Done> for ActionResult {
