@@ -508,33 +508,9 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
     } else {
         0
     };
+    output.result(&listing.backups);
+    output.late_warnings(&list_warnings(store, &listing));
     let Listing { backups, unlisted } = listing;
-    output.result(&backups);
-    if let Some(first) = unlisted.first() {
-        let (count, dir) = (unlisted.len(), store.dir().display());
-        let message = format!(
-            "{count} archives or manifests in {dir} cannot be used as backups; the first: {}: {}",
-            first.path.display(),
-            first.why()
-        );
-        output.late_warnings(&[Warning::new(WarningCode::Store, message)]);
-    }
-    let own: Vec<Backup> = backups
-        .iter()
-        .filter(|backup| store.is_own(backup))
-        .cloned()
-        .collect();
-    output.late_warnings(&Vec::from_iter(
-        store
-            .home()
-            .and_then(|home| known_stores::emptied(home, store, &own)),
-    ));
-    let chosen = newest_good(&store.preferred(backups.clone())).cloned();
-    output.late_warnings(&Vec::from_iter(
-        chosen
-            .into_iter()
-            .flat_map(|chosen| store.doubts("latest", &chosen.path, None)),
-    ));
     if backups.is_empty() && unlisted.is_empty() {
         output.line(format!("{} contains no backup", store.dir().display()));
         return Ok(status);
@@ -543,61 +519,97 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
         "{:32} {:9} {:>9} {:20} {}",
         "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"
     ));
-    for left in &unlisted {
-        let mark = match &left.flaw {
-            Flaw::NoManifest => "[no manifest]",
-            Flaw::Misfit => "[archive does not match its manifest]",
-            Flaw::NoArchive => "[archive missing]",
-            Flaw::Unread(_) => "[cannot be read]",
-        };
+    for unlisted in &unlisted {
         output.line(format!(
-            "{:32} {:9} {:>9} {:20} {mark}",
-            left.id, "-", "-", "-"
+            "{:32} {:9} {:>9} {:20} {}",
+            unlisted.id,
+            "-",
+            "-",
+            "-",
+            mark(&unlisted.flaw)
         ));
     }
     let broken = broken_chains(&backups);
-    for backup in backups {
-        let chain = match broken.get(&backup.id) {
-            Some(why) => format!(
-                "[chain broken: {}] ",
-                why.strip_prefix(&format!("{} ", backup.id)).unwrap_or(why)
-            ),
-            None => String::new(),
-        };
-        let description = one_line(backup.description.as_deref().unwrap_or(""));
-        let flawed = backup
-            .flaw_of_source()
-            .map_or(String::new(), |flaw| format!("[source {flaw}] "));
-        let other = if store.home().is_none() || store.is_own(&backup) {
-            ""
-        } else {
-            "[other project] "
-        };
-        let incomplete = if backup.incomplete {
-            "[incomplete] "
-        } else {
-            ""
-        };
-        let encrypted = if backup.encrypted { "[encrypted] " } else { "" };
-        let safety = if backup.safety_backup {
-            "[safety backup] "
-        } else {
-            ""
-        };
-        let pinned = match backup.pinned.as_ref().map(|pin| &pin.reason) {
-            None => String::new(),
-            Some(None) => "[pinned] ".into(),
-            Some(Some(reason)) => format!("[pinned: {}] ", one_line(reason)),
-        };
+    for backup in &backups {
+        let why = broken.get(&backup.id).map(String::as_str);
         output.line(format!(
-            "{:32} {:9} {:>9} {:20} {other}{encrypted}{safety}{flawed}{chain}{incomplete}{pinned}{description}",
+            "{:32} {:9} {:>9} {:20} {}{}",
             backup.id,
             code_of(&backup.kind),
             size(backup.disk_size()),
             date(backup.timestamp, &TimeZone::UTC),
+            marks(backup, store, why),
+            one_line(backup.description.as_deref().unwrap_or("")),
         ));
     }
     Ok(status)
+}
+
+/// Returns the warnings about files that are not backups, about a store that lost its backups, and
+/// about the backup that `latest` selects.
+fn list_warnings(store: &Store, listing: &Listing) -> Vec<Warning> {
+    let Listing { backups, unlisted } = listing;
+    let mut warnings = Vec::new();
+    if let Some(first) = unlisted.first() {
+        let (count, dir) = (unlisted.len(), store.dir().display());
+        let message = format!(
+            "{count} archives or manifests in {dir} cannot be used as backups; the first: {}: {}",
+            first.path.display(),
+            first.why()
+        );
+        warnings.push(Warning::new(WarningCode::Store, message));
+    }
+    let own: Vec<Backup> = backups
+        .iter()
+        .filter(|backup| store.is_own(backup))
+        .cloned()
+        .collect();
+    let emptied = store
+        .home()
+        .and_then(|home| known_stores::emptied(home, store, &own));
+    warnings.extend(emptied);
+    let preferred = store.preferred(backups.to_vec());
+    if let Some(latest) = newest_good(&preferred) {
+        warnings.extend(store.doubts("latest", &latest.path, None));
+    }
+    warnings
+}
+
+/// Returns the mark of a file that cannot be used as a backup.
+fn mark(flaw: &Flaw) -> &'static str {
+    match flaw {
+        Flaw::NoManifest => "[no manifest]",
+        Flaw::Misfit => "[archive does not match its manifest]",
+        Flaw::NoArchive => "[archive missing]",
+        Flaw::Unread(_) => "[cannot be read]",
+    }
+}
+
+/// Returns the marks of a backup, each with a space after it. `broken` says why its chain is broken.
+fn marks(backup: &Backup, store: &Store, broken: Option<&str>) -> String {
+    let is_other = store.home().is_some() && !store.is_own(backup);
+    let chain = broken.map(|why| {
+        format!(
+            "[chain broken: {}] ",
+            why.strip_prefix(&format!("{} ", backup.id)).unwrap_or(why)
+        )
+    });
+    let pinned = backup.pinned.as_ref().map(|pin| match &pin.reason {
+        None => "[pinned] ".into(),
+        Some(reason) => format!("[pinned: {}] ", one_line(reason)),
+    });
+    let marks = [
+        is_other.then(|| "[other project] ".into()),
+        backup.encrypted.then(|| "[encrypted] ".into()),
+        backup.safety_backup.then(|| "[safety backup] ".into()),
+        backup
+            .flaw_of_source()
+            .map(|flaw| format!("[source {flaw}] ")),
+        chain,
+        backup.incomplete.then(|| "[incomplete] ".into()),
+        pinned,
+    ];
+    marks.into_iter().flatten().collect()
 }
 
 /// Joins the lines of a text that a user wrote, so that none of them can look like a backup in the
