@@ -2,7 +2,7 @@
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::output::{Output, code_of, size};
+use super::output::{Output, code_of, integrity, size};
 use crate::{
     schedule::cron::time_zone,
     service::{history::HookFailure, status::Status},
@@ -12,121 +12,122 @@ use crate::{
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 pub fn tell(status: &Status, service: Option<&str>, is_in_progress: bool, output: &Output) {
-    let row = |name: &str, text: String| output.line(format!("  {name:9} {text}"));
     output.line(format!("Backups in {}", status.backup_dir.display()));
-    row("schedule", schedule(status, service));
-    match &status.latest {
-        None if status.unread > 0 => {
-            row(
-                "last",
-                "unknown, because some backups cannot be read".into(),
-            );
-        }
-        None => row("last", "none yet: make one with `kg diag backup`".into()),
-        Some(latest) => {
-            let took = status
-                .last_run
-                .as_ref()
-                .filter(|run| run.backup.as_ref() == Some(&latest.id));
-            let took = took
-                .map(|run| format!(", took {:.1} s", run.duration_ms as f64 / 1000.0))
-                .unwrap_or_default();
-            let made = date(latest.timestamp, &TimeZone::UTC);
-            row(
-                "last",
-                format!(
-                    "{made} UTC, {} ({}, {}{took})",
-                    ago(latest.timestamp),
-                    latest.id,
-                    code_of(&latest.kind)
-                ),
-            );
-            row("database", crate::cli::output::integrity(latest));
-        }
-    }
+    let mut rows = vec![("schedule", schedule(status, service))];
+    rows.extend(newest_rows(status));
     if is_in_progress {
-        row(
+        rows.push((
             "now",
             "a backup is being made, or waits for another writer".into(),
-        );
+        ));
     }
-    if let Some(next) = next_run(status) {
-        row("next", next);
+    rows.extend(next_run(status).map(|next| ("next", next)));
+    rows.extend(store_rows(status));
+    rows.extend(problem_rows(status));
+    rows.push(("health", health(status)));
+    for (name, text) in rows {
+        output.line(format!("  {name:9} {text}"));
     }
+}
+
+/// A row of the status: a name and a text.
+type Row = (&'static str, String);
+
+/// Returns the rows about the newest backup.
+fn newest_rows(status: &Status) -> Vec<Row> {
+    let Some(latest) = &status.latest else {
+        let text = if status.unread > 0 {
+            "unknown, because some backups cannot be read"
+        } else {
+            "none yet: make one with `kg diag backup`"
+        };
+        return vec![("last", text.into())];
+    };
+    let took = status
+        .last_run
+        .as_ref()
+        .filter(|run| run.backup.as_ref() == Some(&latest.id))
+        .map(|run| format!(", took {:.1} s", run.duration_ms as f64 / 1000.0))
+        .unwrap_or_default();
+    let made = date(latest.timestamp, &TimeZone::UTC);
+    let last = format!(
+        "{made} UTC, {} ({}, {}{took})",
+        ago(latest.timestamp),
+        latest.id,
+        code_of(&latest.kind)
+    );
+    vec![("last", last), ("database", integrity(latest))]
+}
+
+/// Returns the rows about all backups in the store.
+fn store_rows(status: &Status) -> Vec<Row> {
+    let mut rows = Vec::new();
     if status.count > 0 {
-        let kinds = &status.by_type;
-        let kinds = [
-            (kinds.full, "full"),
-            (kinds.incremental, "incremental"),
-            (kinds.snapshot, "snapshot"),
-        ];
-        let kinds: Vec<String> = kinds
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, kind)| format!("{count} {kind}"))
-            .collect();
-        row(
-            "kept",
-            format!(
-                "{} backups, {}: {}",
-                status.count,
-                size(status.total_size),
-                kinds.join(", ")
-            ),
-        );
-        row(
-            "sizes",
-            format!(
-                "{}  newest {}",
-                bars(&status.sizes),
-                size(*status.sizes.last().unwrap_or(&0))
-            ),
-        );
+        let (count, total) = (status.count, size(status.total_size));
+        let kept = format!("{count} backups, {total}: {}", types(status));
+        let newest = size(*status.sizes.last().unwrap_or(&0));
+        let sizes = format!("{}  newest {newest}", bars(&status.sizes));
+        rows.extend([("kept", kept), ("sizes", sizes)]);
     }
     if status.others > 0 {
         let count = status.others;
-        row(
-            "others",
-            format!(
-                "{count} of these belong to other projects, or to this project before it was \
-                 moved; retention does not remove them"
-            ),
+        let others = format!(
+            "{count} of these belong to other projects, or to this project before it was moved; \
+             retention does not remove them"
         );
+        rows.push(("others", others));
     }
     if status.chains.count > 0 {
         let length = status.chains.newest_length;
-        row(
-            "chains",
-            format!(
-                "{}; a restore of the newest backup reads {length}",
-                status.chains.count
-            ),
+        let chains = format!(
+            "{}; a restore of the newest backup reads {length}",
+            status.chains.count
         );
+        rows.push(("chains", chains));
     }
-    for warning in status.last_run.iter().flat_map(|run| &run.warnings) {
-        row(
-            "warning",
-            format!(
-                "of the last run: {} [{}]",
-                warning.message,
-                code_of(&warning.code)
-            ),
+    rows
+}
+
+/// Returns the number of backups of each type, such as `2 full, 1 snapshot`.
+fn types(status: &Status) -> String {
+    let counts = &status.by_type;
+    let counts = [
+        (counts.full, "full"),
+        (counts.incremental, "incremental"),
+        (counts.snapshot, "snapshot"),
+    ];
+    let present: Vec<String> = counts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, name)| format!("{count} {name}"))
+        .collect();
+    present.join(", ")
+}
+
+/// Returns the rows about the warnings of the last run and about hooks that failed.
+fn problem_rows(status: &Status) -> Vec<Row> {
+    let warnings = status.last_run.iter().flat_map(|run| &run.warnings);
+    let warnings = warnings.map(|warning| {
+        let text = format!(
+            "of the last run: {} [{}]",
+            warning.message,
+            code_of(&warning.code)
         );
+        ("warning", text)
+    });
+    let failures = status.hook_failures.iter();
+    let failures = failures.map(|failure| ("hook", hook_failure(failure)));
+    let hook_warnings = status.hook_warnings.iter();
+    let hook_warnings = hook_warnings.map(|warning| ("hooks", warning.clone()));
+    warnings.chain(failures).chain(hook_warnings).collect()
+}
+
+fn health(status: &Status) -> String {
+    if status.health.ok {
+        "ok".into()
+    } else {
+        status.health.messages.join("; ")
     }
-    for failure in &status.hook_failures {
-        row("hook", hook_failure(failure));
-    }
-    for warning in &status.hook_warnings {
-        row("hooks", warning.clone());
-    }
-    row(
-        "health",
-        if status.health.ok {
-            "ok".into()
-        } else {
-            status.health.messages.join("; ")
-        },
-    );
 }
 
 /// Formats the time of the next run in the time zone of the schedule.
