@@ -39,7 +39,7 @@ mod transaction;
 pub mod undo;
 
 use std::{
-    fs::{self},
+    fs::{self, File},
     path::Path,
     time::Duration,
 };
@@ -76,15 +76,66 @@ use crate::{
 /// The number of paths that a message names.
 const NAMED_PATHS: usize = 3;
 
+/// A project while a restore or an undo changes it.
+struct Session<'a> {
+    root: &'a Path,
+    force: bool,
+    dry_run: bool,
+    lock_timeout: Duration,
+    /// Absent in a dry run, which changes nothing.
+    _lock: Option<File>,
+}
+
+impl<'a> Session<'a> {
+    /// Locks the project and recovers killed restores, unless this is a dry run.
+    fn begin(
+        root: &'a Path,
+        force: bool,
+        dry_run: bool,
+        lock_timeout_ms: u64,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Self> {
+        let lock_timeout = Duration::from_millis(lock_timeout_ms);
+        let lock = if dry_run {
+            None
+        } else {
+            Some(lock_and_recover(root, lock_timeout, warnings)?)
+        };
+        Ok(Session {
+            root,
+            force,
+            dry_run,
+            lock_timeout,
+            _lock: lock,
+        })
+    }
+
+    /// Plans the changes. Returns the location of the directory that will keep the replaced files,
+    /// and the plan.
+    fn plan(&self, target: &Target, placements: &Placements<'_>) -> Result<(String, Plan)> {
+        let undo_dir = undo::free_dir(self.root)?;
+        let conditions = Conditions {
+            undo_dir: &undo_dir,
+            force: self.force,
+            dry_run: self.dry_run,
+            lock_timeout: self.lock_timeout,
+        };
+        let plan = plan(target, placements, &conditions)?;
+        Ok((undo_dir, plan))
+    }
+}
+
+/// Restores the unpacked files into the project.
 pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     let root = &request.target;
-    let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let mut warnings = Vec::new();
-    let _lock = if request.dry_run {
-        None
-    } else {
-        Some(lock_and_recover(root, lock_timeout, &mut warnings)?)
-    };
+    let session = Session::begin(
+        root,
+        request.force,
+        request.dry_run,
+        request.lock_timeout_ms,
+        &mut warnings,
+    )?;
     let mut target = Target::open(root)?;
     let staged_in = request.staging.file_name().unwrap_or_default();
     // A dry run unpacks nothing, and its staging directory lies outside the project.
@@ -113,14 +164,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if !taken.is_empty() && !request.overwrite {
         return Err(target_exists(&target, &taken));
     }
-    let undo_dir = undo::free_dir(root)?;
-    let conditions = Conditions {
-        undo_dir: &undo_dir,
-        force: request.force,
-        dry_run: request.dry_run,
-        lock_timeout,
-    };
-    let plan = plan(&target, &placements, &conditions)?;
+    let (undo_dir, plan) = session.plan(&target, &placements)?;
     let sizes = placements
         .files
         .iter()
@@ -151,7 +195,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         undoes: None,
         staging: Some(&request.staging),
     };
-    let warnings = change.carry_out(&target, root, plan, lock_timeout)?;
+    let warnings = change.carry_out(&target, root, plan, session.lock_timeout)?;
     applied.warnings.extend(warnings);
     Ok(applied)
 }
@@ -160,13 +204,14 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
 /// the current files in turn.
 pub fn undo(request: &UndoRequest) -> Result<Undone> {
     let root = &request.target;
-    let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let mut warnings = Vec::new();
-    let _lock = if request.dry_run {
-        None
-    } else {
-        Some(lock_and_recover(root, lock_timeout, &mut warnings)?)
-    };
+    let session = Session::begin(
+        root,
+        request.force,
+        request.dry_run,
+        request.lock_timeout_ms,
+        &mut warnings,
+    )?;
     let (dir, record) = undo::newest(root, request.earlier)?;
     let mut target = Target::open(root)?;
     if let Some(outside) = &record.outside {
@@ -175,14 +220,7 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     target.allow(record.outside.clone());
     let placements = placement::of_undo(&dir, &record);
     assert_kept(&target, &dir, &placements)?;
-    let undo_dir = undo::free_dir(root)?;
-    let conditions = Conditions {
-        undo_dir: &undo_dir,
-        force: request.force,
-        dry_run: request.dry_run,
-        lock_timeout,
-    };
-    let plan = plan(&target, &placements, &conditions)?;
+    let (undo_dir, plan) = session.plan(&target, &placements)?;
     let put_back = placements
         .files
         .iter()
@@ -212,7 +250,7 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
             undoes: Some((dir, record)),
             staging: None,
         };
-        let warnings = change.carry_out(&target, root, plan, lock_timeout)?;
+        let warnings = change.carry_out(&target, root, plan, session.lock_timeout)?;
         undone.applied.warnings.extend(warnings);
     }
     Ok(undone)
