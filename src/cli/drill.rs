@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     Common, Waiting,
-    integrity::tell_issues,
+    integrity::print_issues,
     interrupt::Watched,
     key_args::KeyArgs,
     output::{Output, size},
@@ -68,38 +68,38 @@ pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
         lock_timeout: args.waiting.timeout(),
     };
     let watched = Watched::new(output);
-    let mut rehearsal = drill(&store, &options, &WorkerMode::InProcess, &watched.context)?;
+    let mut result = drill(&store, &options, &WorkerMode::InProcess, &watched.context)?;
     drop(watched);
-    tell(&rehearsal, output);
-    rehearsal.warnings.extend(unusable);
-    output.result(&rehearsal);
-    Ok(if rehearsal.passed {
+    print_result(&result, output);
+    result.warnings.extend(unusable);
+    output.result(&result);
+    Ok(if result.passed {
         0
     } else {
         Code::ChecksumMismatch.exit_status()
     })
 }
 
-fn tell(rehearsal: &DrillResult, output: &Output) {
+fn print_result(result: &DrillResult, output: &Output) {
     let DrillResult {
         id, nodes, edges, ..
-    } = rehearsal;
-    output.warnings(&rehearsal.warnings);
-    let (files, bytes) = (rehearsal.files_restored, size(rehearsal.bytes_restored));
+    } = result;
+    output.warnings(&result.warnings);
+    let (files, bytes) = (result.files_restored, size(result.bytes_restored));
     output.line(format!("Drill with {id}"));
     output.line(format!(
         "  restored  {files} files ({bytes}) in {} ms",
-        rehearsal.restore_ms
+        result.restore_ms
     ));
-    output.line(format!("  checked   in {} ms", rehearsal.check_ms));
+    output.line(format!("  checked   in {} ms", result.check_ms));
     output.line(format!("  nodes     {} of {}", nodes.found, nodes.expected));
     output.line(format!("  edges     {} of {}", edges.found, edges.expected));
     output.line(format!(
         "  lost      everything written in the {} since that backup",
-        age(rehearsal.age_ms)
+        age(result.age_ms)
     ));
-    tell_issues(&rehearsal.issues, output);
-    output.line(if rehearsal.passed {
+    print_issues(&result.issues, output);
+    output.line(if result.passed {
         "Passed"
     } else {
         "FAILED: do not rely on this backup"

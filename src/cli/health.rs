@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{
     Common, Waiting,
-    integrity::{status_of, tell_issues},
+    integrity::{print_issues, status_of},
     interrupt::Watched,
     output::{Output, size},
     store,
@@ -103,7 +103,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
             let found = found?;
             drop(watched);
             output.result(&found);
-            tell(&found, output);
+            print_health(&found, output);
             return Ok(status_of(&found.issues));
         }
         match found {
@@ -113,7 +113,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
                     "── {}",
                     Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC")
                 ));
-                tell(&found, output);
+                print_health(&found, output);
             }
             // The watch continues after an error: a locked database or a project that is missing
             // for a moment is exactly what a watch should report.
@@ -141,7 +141,7 @@ fn wait(until: Instant, cancel: &CancelToken) -> Result<()> {
     Ok(())
 }
 
-fn tell(health: &Health, output: &Output) {
+fn print_health(health: &Health, output: &Output) {
     let (checked, backups) = (&health.checked, &health.backups);
     let of_database = format!("{} nodes, {} edges", checked.nodes, checked.edges);
     output.line(format!(
@@ -176,7 +176,7 @@ fn tell(health: &Health, output: &Output) {
         } => "Service   does not run".to_string(),
         Service { .. } => "Service   none: automated backups are not enabled".to_string(),
     });
-    tell_issues(&health.issues, output);
+    print_issues(&health.issues, output);
     output.line(if health.healthy {
         "Healthy"
     } else {

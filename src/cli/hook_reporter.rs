@@ -25,24 +25,24 @@ pub struct HookReporter {
 
 impl HookReporter {
     pub fn start(root: &Path) -> Self {
-        let mut told = HookReporter {
+        let mut reporter = HookReporter {
             known: None,
             worker: HookRunner::start(),
             warnings: Vec::new(),
         };
         if let Ok(project) = Project::open(root) {
-            let hooks = Hooks::load(&project, &mut told.warnings);
+            let hooks = Hooks::load(&project, &mut reporter.warnings);
             let event = Event {
                 trigger: Some(Trigger::Manual),
                 ..Event::new(EventKind::Started, &project)
             };
-            told.known = Some((project, hooks));
-            told.tell(event);
+            reporter.known = Some((project, hooks));
+            reporter.send(event);
         }
-        told
+        reporter
     }
 
-    fn tell(&mut self, event: Event) {
+    fn send(&mut self, event: Event) {
         let Some((_, hooks)) = &self.known else {
             return;
         };
@@ -64,7 +64,7 @@ impl HookReporter {
             .as_ref()
             .is_err_and(|error| error.code == Code::Aborted);
         if let Some((project, _)) = self.known.as_ref().filter(|_| is_news) {
-            self.tell(Event::of_run(project, made, Trigger::Manual, duration_ms));
+            self.send(Event::of_run(project, made, Trigger::Manual, duration_ms));
         }
         let HookReporter {
             known,

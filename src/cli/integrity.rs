@@ -112,18 +112,18 @@ pub struct RepairArgs {
 }
 
 pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
-    let subject = subject(&args.common, args.path.as_ref())?;
+    let target = check_target(&args.common, args.path.as_ref())?;
     let watched = Watched::new(output);
     let inspection = if args.repair {
         let store = safety_store(
-            &subject,
+            &target,
             args.backup_dir.as_ref(),
             &args.keys,
             args.no_encrypt,
             output,
         )?;
         repair(
-            &subject,
+            &target,
             None,
             store.as_ref(),
             args.waiting.timeout(),
@@ -138,7 +138,7 @@ pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
             quick: false,
         };
         inspect(
-            &subject,
+            &target,
             scope,
             args.waiting.timeout(),
             &WorkerMode::InProcess,
@@ -150,17 +150,17 @@ pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
     inspection
         .repair
         .iter()
-        .for_each(|repair| tell_repair(repair, output));
-    tell(&inspection, output);
+        .for_each(|repair| print_repair(repair, output));
+    print_inspection(&inspection, output);
     Ok(status_after(&inspection))
 }
 
 pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
-    let subject = subject(&args.common, args.path.as_ref())?;
+    let target = check_target(&args.common, args.path.as_ref())?;
     let watched = Watched::new(output);
     if !args.auto {
         let before = inspect(
-            &subject,
+            &target,
             Scope::ALL,
             args.waiting.timeout(),
             &WorkerMode::InProcess,
@@ -174,13 +174,13 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
         let may_ask =
             can_do > 0 && !output.json && io::stdin().is_terminal() && io::stderr().is_terminal();
         if may_ask {
-            tell(&before, output);
+            print_inspection(&before, output);
         }
         if !may_ask || !confirmed(&format!("Repair {can_do} of these, after a backup?"))? {
             drop(watched);
             if !may_ask {
                 output.result(&before);
-                tell(&before, output);
+                print_inspection(&before, output);
             }
             output.line(if can_do > 0 {
                 "Nothing was changed. To repair, run `kg diag repair --auto`"
@@ -191,14 +191,14 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
         }
     }
     let store = safety_store(
-        &subject,
+        &target,
         args.backup_dir.as_ref(),
         &args.keys,
         args.no_encrypt,
         output,
     )?;
     let after = repair(
-        &subject,
+        &target,
         None,
         store.as_ref(),
         args.waiting.timeout(),
@@ -210,8 +210,8 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
     after
         .repair
         .iter()
-        .for_each(|repair| tell_repair(repair, output));
-    tell(&after, output);
+        .for_each(|repair| print_repair(repair, output));
+    print_inspection(&after, output);
     Ok(status_after(&after))
 }
 
@@ -219,13 +219,13 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
 /// and no directory is named. That backup is encrypted if other backups would be, or if a key is
 /// given.
 fn safety_store(
-    subject: &CheckTarget,
+    target: &CheckTarget,
     dir: Option<&PathBuf>,
     keys: &KeyArgs,
     no_encrypt: bool,
     output: &Output,
 ) -> Result<Option<Store>> {
-    let Some(root) = subject
+    let Some(root) = target
         .root
         .as_ref()
         .filter(|root| Project::open(root).is_ok())
@@ -240,7 +240,7 @@ fn safety_store(
     lockable(keys.on(store, &[], &settings, root).for_recovery()).map(Some)
 }
 
-fn subject(common: &Common, path: Option<&PathBuf>) -> Result<CheckTarget> {
+fn check_target(common: &Common, path: Option<&PathBuf>) -> Result<CheckTarget> {
     Ok(match (path, &common.project) {
         (Some(path), Some(_)) if path.is_dir() => {
             return Err(Error::invalid(
@@ -284,8 +284,8 @@ pub fn status_of(issues: &[Issue]) -> u8 {
     })
 }
 
-fn tell(inspection: &Inspection, output: &Output) {
-    tell_issues(&inspection.issues, output);
+fn print_inspection(inspection: &Inspection, output: &Output) {
+    print_issues(&inspection.issues, output);
     let checked = &inspection.checked;
     let what = format!(
         "{} nodes, {} edges, {} vectors",
@@ -303,7 +303,7 @@ fn tell(inspection: &Inspection, output: &Output) {
     ));
 }
 
-pub fn tell_issues(issues: &[Issue], output: &Output) {
+pub fn print_issues(issues: &[Issue], output: &Output) {
     for issue in issues {
         output.line(format!(
             "{:7} {} [{}]",
@@ -327,7 +327,7 @@ pub fn tell_issues(issues: &[Issue], output: &Output) {
     }
 }
 
-fn tell_repair(repair: &Repair, output: &Output) {
+fn print_repair(repair: &Repair, output: &Output) {
     if let Some(backup) = &repair.safety_backup {
         output.line(format!(
             "Saved before the repair: {}",
@@ -351,7 +351,7 @@ fn tell_repair(repair: &Repair, output: &Output) {
         action
             .salvage
             .iter()
-            .for_each(|salvage| tell_salvage(salvage, output));
+            .for_each(|salvage| print_salvage(salvage, output));
         if let Some(error) = &action.error {
             output.line(format!("         {error}"));
         }
@@ -363,7 +363,7 @@ fn tell_repair(repair: &Repair, output: &Output) {
 }
 
 /// Prints what was and was not salvaged of each table.
-fn tell_salvage(salvage: &Salvage, output: &Output) {
+fn print_salvage(salvage: &Salvage, output: &Output) {
     let report = &salvage.report;
     for table in &report.tables {
         let lost = match table.rows_lost_by {

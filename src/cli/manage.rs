@@ -118,7 +118,7 @@ impl Manage {
         };
         drop(watched);
         output.result(&backup);
-        tell_of_store(&backup, output);
+        print_store_warnings(&backup, output);
         output.line(match backup.pinned {
             Some(_) => format!(
                 "Pinned {}: nothing removes it until `kg diag backup --unpin {0}`",
@@ -131,12 +131,12 @@ impl Manage {
 }
 
 /// Prints warnings about the store. Warnings from the time of the backup are not repeated.
-fn tell_of_store(backup: &Backup, output: &Output) {
-    let is_told = |code| matches!(code, WarningCode::Store | WarningCode::KeyExposed);
+fn print_store_warnings(backup: &Backup, output: &Output) {
+    let is_of_store = |code| matches!(code, WarningCode::Store | WarningCode::KeyExposed);
     let warnings = backup
         .warnings
         .iter()
-        .filter(|warning| is_told(warning.code));
+        .filter(|warning| is_of_store(warning.code));
     output.warnings(&warnings.cloned().collect::<Vec<_>>());
 }
 
@@ -151,7 +151,7 @@ fn run_consolidate(
     let backup = consolidate(store, id, compression, lock_timeout, &watched.context)?;
     drop(watched);
     output.result(&backup);
-    tell_of_store(&backup, output);
+    print_store_warnings(&backup, output);
     output.line(format!("Backup created: {}", backup.path.display()));
     output.line(format!(
         "  id        {}, with the content of {id} and without a base",

@@ -228,7 +228,7 @@ pub fn main() -> ExitCode {
         Ok(kg) => run(kg.command),
         Err(stop) => usage::stop(&stop),
     };
-    output::told_all(code)
+    output::exit_code_after_output(code)
 }
 
 fn run(command: Command) -> ExitCode {

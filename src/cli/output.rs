@@ -92,7 +92,7 @@ impl Output {
         if self.json {
             self.result(&json!({ "error": error }));
         }
-        tell_error(error);
+        print_error(error);
     }
 }
 
@@ -112,9 +112,9 @@ pub fn lost(cause: io::Error) {
 }
 
 /// Returns `code`, or the exit status of a failure to write the output if `code` is a success.
-pub fn told_all(code: ExitCode) -> ExitCode {
+pub fn exit_code_after_output(code: ExitCode) -> ExitCode {
     let Some(error) = LOST.get() else { return code };
-    tell_error(error);
+    print_error(error);
     if code == ExitCode::SUCCESS {
         ExitCode::from(error.code.exit_status())
     } else {
@@ -122,7 +122,7 @@ pub fn told_all(code: ExitCode) -> ExitCode {
     }
 }
 
-fn tell_error(error: &Error) {
+fn print_error(error: &Error) {
     complain(&format!(
         "kg: {} [{}]\n    {}.",
         error.message, error.code, error.remedy
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn sizes_have_four_characters_at_most_before_their_unit() {
-        let told: Vec<String> = [0, 999, 1000, 15_728_640, 999_960_000].map(size).to_vec();
-        assert_eq!(told, ["0 B", "999 B", "1.0 kB", "15.7 MB", "1.0 GB"]);
+        let sizes: Vec<String> = [0, 999, 1000, 15_728_640, 999_960_000].map(size).to_vec();
+        assert_eq!(sizes, ["0 B", "999 B", "1.0 kB", "15.7 MB", "1.0 GB"]);
     }
 }

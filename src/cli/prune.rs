@@ -54,7 +54,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
         &watched.context,
     )?;
     drop(watched);
-    tell(&result, output);
+    print_result(&result, output);
     match result
         .decisions
         .iter()
@@ -68,7 +68,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     }
 }
 
-fn tell(result: &PruneResult, output: &Output) {
+fn print_result(result: &PruneResult, output: &Output) {
     output.result(result);
     output.warnings(&result.warnings);
     for decision in &result.decisions {

@@ -149,7 +149,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         &watched.context,
     )?;
     drop(watched);
-    tell(&result, output);
+    print_result(&result, output);
     result.warnings.extend(unusable);
     output.result(&result);
     Ok(true)
@@ -276,7 +276,7 @@ pub fn confirmed(question: &str) -> Result<bool> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
-fn tell(result: &RestoreResult, output: &Output) {
+fn print_result(result: &RestoreResult, output: &Output) {
     output.warnings(&result.warnings);
     let (files, bytes) = (result.files_restored, size(result.bytes_restored));
     let target = result.target_dir.display();

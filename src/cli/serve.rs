@@ -86,7 +86,7 @@ pub fn run(args: &ServeArgs) -> ExitCode {
             if args.stop {
                 stop(&project, &output)
             } else if args.status {
-                tell(&project, &output)
+                print_status(&project, &output)
             } else if args.foreground || args.detached {
                 serve(&project, args, &output)
             } else {
@@ -101,7 +101,7 @@ pub fn run(args: &ServeArgs) -> ExitCode {
 
 fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
     if let Some(holder) = Holder::find(project)? {
-        tell_running(project, &holder, output);
+        print_already_running(project, &holder, output);
         return Ok(ExitCode::SUCCESS);
     }
     let mut warnings = Vec::new();
@@ -135,7 +135,7 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell_running(project: &Project, holder: &Holder, output: &Output) {
+fn print_already_running(project: &Project, holder: &Holder, output: &Output) {
     let listening = Listening::find(project, holder);
     output.result(&json!({ "running": true, "started": false, "service": holder, "listen": known(&listening) }));
     output.line(format!(
@@ -274,7 +274,7 @@ fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
+fn print_status(project: &Project, output: &Output) -> Result<ExitCode> {
     let holder = Holder::find(project)?;
     let listening = holder
         .as_ref()
@@ -339,7 +339,7 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     let held = match InstanceLock::take(project)? {
         Ok(held) => held,
         Err(holder) => {
-            tell_running(project, &holder, output);
+            print_already_running(project, &holder, output);
             return Ok(ExitCode::SUCCESS);
         }
     };

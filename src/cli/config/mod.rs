@@ -184,7 +184,7 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
         &edit::load(project, ConfigFile::Hooks)?,
         &mut warn,
     );
-    let mut told = Map::new();
+    let mut shown = Map::new();
     for key in schema::ALL {
         let value = settings
             .get(key.name)
@@ -197,13 +197,13 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
             output.line(format!("{} = {text}", key.name));
         }
         if let Some(value) = value {
-            told.insert(key.name.to_string(), value);
+            shown.insert(key.name.to_string(), value);
         }
     }
-    if told.is_empty() && !all {
+    if shown.is_empty() && !all {
         output.line("No key is set. To list all keys, run `kg config show --all`");
     }
-    output.result(&told);
+    output.result(&shown);
     for message in wrong {
         if output.json {
             output.late_warnings(&[Warning::new(WarningCode::Config, message)]);
@@ -217,7 +217,7 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
 fn test_hooks(project: &Project, output: &Output) -> ExitCode {
     let mut warnings = Vec::new();
     let hooks = Hooks::load(project, &mut warnings);
-    let mut told = Vec::new();
+    let mut results = Vec::new();
     let mut outcomes = Vec::new();
     hooks.try_out(project, &cancel_on_interrupt(), |outcome| {
         let (ok, said) = match &outcome.result {
@@ -226,7 +226,7 @@ fn test_hooks(project: &Project, output: &Output) -> ExitCode {
         };
         let word = if ok { "ok" } else { "FAILED" };
         output.line(format!("{:31} {word}: {said} ({} ms)", outcome.hook, outcome.duration_ms));
-        told.push(json!({ "hook": outcome.hook, "ok": ok, "said": said, "durationMs": outcome.duration_ms }));
+        results.push(json!({ "hook": outcome.hook, "ok": ok, "said": said, "durationMs": outcome.duration_ms }));
         outcomes.push(outcome);
     });
     if let Err(error) = hooks::remember(project, &outcomes) {
@@ -236,13 +236,13 @@ fn test_hooks(project: &Project, output: &Output) -> ExitCode {
         );
         warnings.push(Warning::new(WarningCode::Hook, message));
     }
-    if told.is_empty() && warnings.is_empty() {
+    if results.is_empty() && warnings.is_empty() {
         output.line("No hook is set. To list all hooks, run `kg config show --all`");
     }
     let is_good =
-        !told.is_empty() && warnings.is_empty() && told.iter().all(|one| one["ok"] == true);
+        !results.is_empty() && warnings.is_empty() && results.iter().all(|one| one["ok"] == true);
     output.warnings(&warnings);
-    output.result(&json!({ "hooks": told, "warnings": warnings }));
+    output.result(&json!({ "hooks": results, "warnings": warnings }));
     if is_good {
         ExitCode::SUCCESS
     } else {
