@@ -176,92 +176,113 @@ fn trees(connection: &Connection) -> rusqlite::Result<Trees> {
     Ok(trees)
 }
 
+impl Trees {
+    /// Returns the finding for an index and its table.
+    fn of_index(&self, name: &str, rowid: Option<i64>) -> Finding {
+        Finding {
+            code: Some(IssueCode::IndexDamaged),
+            table: self.table_of.get(name).cloned(),
+            index: Some(name.to_string()),
+            rowid,
+            page: None,
+        }
+    }
+}
+
 /// Determines the subject of a line, in the wording of SQLite 3.45 and later.
 fn classify(line: &str, trees: &Trees) -> Finding {
-    use IssueCode::{Constraint, DatabaseDamaged, FullTextDamaged, IndexDamaged};
-    let index = |name: &str, rowid: Option<i64>| Finding {
-        code: Some(IndexDamaged),
-        table: trees.table_of.get(name).cloned(),
-        index: Some(name.to_string()),
-        rowid,
-        page: None,
-    };
-    let row = || line.strip_prefix("row ")?.split(' ').next()?.parse().ok();
-    let after = |text: &str| line.split_once(text).map(|(_, rest)| rest);
     if line.ends_with("file is not a database") {
         return Finding {
             code: Some(IssueCode::NotADatabase),
             ..Finding::default()
         };
     }
-    if let Some(tree) = number_after(line, "Tree ").filter(|_| !line.contains("2nd reference")) {
-        let page = number_after(line, " page ");
-        return match trees.indexes.get(&tree) {
-            Some(name) => Finding {
-                page,
-                ..index(name, None)
-            },
-            None => Finding {
-                code: Some(DatabaseDamaged),
-                table: trees.tables.get(&tree).cloned(),
-                page,
-                ..Finding::default()
-            },
-        };
-    }
-    if let Some(name) =
-        after(" missing from index ").or_else(|| after("wrong # of entries in index "))
-    {
-        return index(name, row());
-    }
-    if let Some(name) = after(" values differ from index ") {
-        return index(name, row());
-    }
-    if let Some(rest) = line.strip_prefix("rowid not at end-of-record for row ") {
-        let (rowid, name) = rest.split_once(" of index ").unwrap_or((rest, ""));
-        return index(name, rowid.parse().ok());
-    }
-    if let Some(table) = after(" for FTS5 table ") {
-        let table = table.split(':').next().unwrap_or(table);
-        let table = table.split_once('.').map_or(table, |(_, table)| table);
-        return Finding {
-            code: Some(FullTextDamaged),
-            table: Some(table.to_string()),
+    damaged_tree(line, trees)
+        .or_else(|| wrong_index(line, trees))
+        .or_else(|| damaged_full_text(line))
+        .or_else(|| broken_constraint(line, trees))
+        .unwrap_or_else(|| damaged_pages(line, trees))
+}
+
+/// Returns the finding for a damaged page of one tree.
+fn damaged_tree(line: &str, trees: &Trees) -> Option<Finding> {
+    let tree = number_after(line, "Tree ").filter(|_| !line.contains("2nd reference"))?;
+    let finding = match trees.indexes.get(&tree) {
+        Some(name) => trees.of_index(name, None),
+        None => Finding {
+            code: Some(IssueCode::DatabaseDamaged),
+            table: trees.tables.get(&tree).cloned(),
             ..Finding::default()
-        };
+        },
+    };
+    Some(Finding {
+        page: number_after(line, " page "),
+        ..finding
+    })
+}
+
+/// Returns the finding for an index that does not agree with its table.
+fn wrong_index(line: &str, trees: &Trees) -> Option<Finding> {
+    if let Some(name) = after(line, " missing from index ")
+        .or_else(|| after(line, "wrong # of entries in index "))
+        .or_else(|| after(line, " values differ from index "))
+    {
+        let row = line
+            .strip_prefix("row ")
+            .and_then(|rest| rest.split(' ').next());
+        return Some(trees.of_index(name, row.and_then(|row| row.parse().ok())));
     }
-    match broken_rows(line) {
-        Some(BrokenRows::Index(name)) => {
-            return Finding {
-                code: Some(Constraint),
-                ..index(name, None)
-            };
-        }
-        Some(BrokenRows::Table(name)) => {
-            return Finding {
-                code: Some(Constraint),
-                table: Some(name.to_string()),
-                ..Finding::default()
-            };
-        }
-        None => {}
-    }
-    // A page with two owners damages the whole database: rebuilding one owner would free a page of
-    // the other.
+    let rest = line.strip_prefix("rowid not at end-of-record for row ")?;
+    let (rowid, name) = rest.split_once(" of index ").unwrap_or((rest, ""));
+    Some(trees.of_index(name, rowid.parse().ok()))
+}
+
+fn damaged_full_text(line: &str) -> Option<Finding> {
+    let table = after(line, " for FTS5 table ")?;
+    let table = table.split(':').next().unwrap_or(table);
+    let table = table.split_once('.').map_or(table, |(_, table)| table);
+    Some(Finding {
+        code: Some(IssueCode::FullTextDamaged),
+        table: Some(table.to_string()),
+        ..Finding::default()
+    })
+}
+
+fn broken_constraint(line: &str, trees: &Trees) -> Option<Finding> {
+    let finding = match broken_rows(line)? {
+        BrokenRows::Index(name) => trees.of_index(name, None),
+        BrokenRows::Table(name) => Finding {
+            table: Some(name.to_string()),
+            ..Finding::default()
+        },
+    };
+    Some(Finding {
+        code: Some(IssueCode::Constraint),
+        ..finding
+    })
+}
+
+/// Returns the finding for all other lines. A page with two owners damages the whole database:
+/// rebuilding one owner would free a page of the other.
+fn damaged_pages(line: &str, trees: &Trees) -> Finding {
     let table = number_after(line, "Tree ").and_then(|tree| trees.tables.get(&tree).cloned());
     let page = number_after(line, " page ")
         .filter(|_| line.starts_with("Tree "))
         .or(number_after(line, "Page "));
     Finding {
-        code: Some(DatabaseDamaged),
+        code: Some(IssueCode::DatabaseDamaged),
         table,
         page,
         ..Finding::default()
     }
 }
 
+fn after<'a>(line: &'a str, text: &str) -> Option<&'a str> {
+    line.split_once(text).map(|(_, rest)| rest)
+}
+
 fn number_after(line: &str, text: &str) -> Option<u64> {
-    let rest = line.split_once(text)?.1;
+    let rest = after(line, text)?;
     rest.split(|character: char| !character.is_ascii_digit())
         .next()?
         .parse()
