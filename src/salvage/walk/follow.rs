@@ -2,7 +2,7 @@
 //! them.
 
 use super::{
-    BadPage, Claim, Hole, Item, Leaf, MAX_DEPTH, TreeScan, keys_fit, push_children, root_of,
+    BadPage, Claim, Hole, Item, Leaf, MAX_DEPTH, TreeScan, Visit, keys_fit, push_children, root_of,
 };
 use crate::{
     error::Result,
@@ -46,70 +46,14 @@ impl TreeScan<'_> {
                 continue;
             };
             self.pause()?;
-            let number = visit.page;
-            let mut lose = |walk: &mut Self, reason: &'static str| {
-                walk.found[tree].pages_lost += 1;
-                walk.bad_pages.push(BadPage {
-                    page: number,
-                    reason,
-                });
+            let Some(page) = self.claim_page(tree, &visit) else {
                 met.push(VisitResult::Hole);
-            };
-            if !self.is_there(number) {
-                lose(self, "it lies beyond the end of the file");
-                continue;
-            }
-            let is_won =
-                |claim: &Claim| claim.tree == tree as u32 + 1 && claim.parent == visit.parent;
-            if self.more_claims.contains_key(&number) && !is_won(&self.claims[number as usize]) {
-                met.push(VisitResult::Hole);
-                self.found[tree].pages_lost += 1;
-                continue;
-            }
-            if visit.depth > MAX_DEPTH || self.is_owned[number as usize] {
-                met.push(VisitResult::Hole);
-                continue;
-            }
-            let Some((_, page)) = self.read(number, by_rowid) else {
-                lose(self, "it is not a b-tree page of the expected kind");
                 continue;
             };
-            if self.is_of_another_table(tree, number, &page) {
-                lose(self, "its rows do not belong to its table");
-                continue;
-            }
-            self.is_owned[number as usize] = true;
-            if page.bad_cells > 0 {
-                self.bad_pages.push(BadPage {
-                    page: number,
-                    reason: "some of its cells could not be read",
-                });
-            }
             if !by_rowid || !page.kind.is_interior() {
                 self.found[tree].cells += page.cells.len() as u64;
                 self.found[tree].cells_lost += u64::from(page.bad_cells);
-                let fits = !by_rowid || keys_fit(&page, &visit);
-                let inside = |rowid: &i64| (visit.lowest..=visit.highest).contains(rowid);
-                let mut keys = page
-                    .cells
-                    .iter()
-                    .map(|cell| cell.rowid)
-                    .filter(|key| !by_rowid || !fits || inside(key));
-                let first = keys.next();
-                let last = keys.next_back().or(first);
-                if let (Some(first), Some(last)) = (first, last) {
-                    let (lowest, highest) = (visit.lowest, visit.highest);
-                    met.push(VisitResult::Leaf {
-                        leaf: Leaf {
-                            page: number,
-                            lowest,
-                            highest,
-                            first,
-                            last,
-                        },
-                        fits,
-                    });
-                }
+                met.extend(leaf_of(&page, &visit, by_rowid));
                 if page.bad_cells > 0 || (!page.exact && page.cells.is_empty()) {
                     met.push(VisitResult::Hole);
                 }
@@ -117,6 +61,45 @@ impl TreeScan<'_> {
             push_children(&mut stack, &page, &visit, !page.exact);
         }
         Ok(met)
+    }
+
+    /// Reads a page and makes the tree its owner. Returns `None` if the tree cannot use the page,
+    /// and records a page that is lost.
+    fn claim_page(&mut self, tree: usize, visit: &Visit) -> Option<Page> {
+        let number = visit.page;
+        if !self.is_there(number) {
+            self.lose(tree, number, "it lies beyond the end of the file");
+            return None;
+        }
+        let is_won = |claim: &Claim| claim.tree == tree as u32 + 1 && claim.parent == visit.parent;
+        if self.more_claims.contains_key(&number) && !is_won(&self.claims[number as usize]) {
+            self.found[tree].pages_lost += 1;
+            return None;
+        }
+        if visit.depth > MAX_DEPTH || self.is_owned[number as usize] {
+            return None;
+        }
+        let Some((_, page)) = self.read(number, self.trees[tree].by_rowid) else {
+            self.lose(tree, number, "it is not a b-tree page of the expected kind");
+            return None;
+        };
+        if self.is_of_another_table(tree, number, &page) {
+            self.lose(tree, number, "its rows do not belong to its table");
+            return None;
+        }
+        self.is_owned[number as usize] = true;
+        if page.bad_cells > 0 {
+            self.bad_pages.push(BadPage {
+                page: number,
+                reason: "some of its cells could not be read",
+            });
+        }
+        Some(page)
+    }
+
+    fn lose(&mut self, tree: usize, page: u32, reason: &'static str) {
+        self.found[tree].pages_lost += 1;
+        self.bad_pages.push(BadPage { page, reason });
     }
 
     /// Records the leaves that fit and the holes between them. A leaf outside the key range of its
@@ -184,6 +167,29 @@ impl TreeScan<'_> {
         }
         self.found[tree] = found;
     }
+}
+
+/// Returns the leaf with the range of its keys; `None` if it holds no key.
+fn leaf_of(page: &Page, visit: &Visit, by_rowid: bool) -> Option<VisitResult> {
+    let fits = !by_rowid || keys_fit(page, visit);
+    let inside = |rowid: &i64| (visit.lowest..=visit.highest).contains(rowid);
+    let mut keys = page
+        .cells
+        .iter()
+        .map(|cell| cell.rowid)
+        .filter(|key| !by_rowid || !fits || inside(key));
+    let first = keys.next()?;
+    let last = keys.next_back().unwrap_or(first);
+    Some(VisitResult::Leaf {
+        leaf: Leaf {
+            page: visit.page,
+            lowest: visit.lowest,
+            highest: visit.highest,
+            first,
+            last,
+        },
+        fits,
+    })
 }
 
 fn met_page(met: &VisitResult) -> Option<u32> {
