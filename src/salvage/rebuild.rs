@@ -241,47 +241,9 @@ impl Target {
         cancel: &CancelToken,
     ) -> Result<Vec<ObjectReport>> {
         let header = &source.header;
-        let Target {
-            connection,
-            path,
-            mut reports,
-        } = self;
-        let failed = |cause| Error::sqlite("write", &path, cause);
-        if header.is_sound {
-            connection
-                .pragma_update(None, "user_version", header.user_version)
-                .map_err(failed)?;
-            connection
-                .pragma_update(None, "application_id", header.application_id)
-                .map_err(failed)?;
-        }
-        connection.execute_batch("COMMIT").map_err(failed)?;
-        let findings = || -> rusqlite::Result<Vec<String>> {
-            let mut statement = connection.prepare("PRAGMA integrity_check(10)")?;
-            statement.query_map([], |row| row.get(0))?.collect()
-        };
-        let mut findings = findings().map_err(failed)?;
-        // The full-text indexes are still empty here; they are filled below.
-        let is_of_index = |line: &str| {
-            carried
-                .full_text
-                .iter()
-                .any(|index| line.ends_with(&format!(".{}", index.name)))
-        };
-        findings.retain(|line| {
-            line != "ok" && !(line.contains("inverted index for FTS") && is_of_index(line))
-        });
-        if !findings.is_empty() {
-            return Err(Error::new(
-                Code::Internal,
-                format!(
-                    "The salvaged database is not sound: {}",
-                    findings.join("; ")
-                ),
-                "Restore the newest good backup, and please report this",
-            ));
-        }
-        connection.close().map_err(|(_, cause)| failed(cause))?;
+        self.commit(header)?;
+        self.assert_sound(&carried.full_text)?;
+        let (path, mut reports) = self.close()?;
         let refused = copy_trees::append(&path, source, carried, cancel)?;
         reports.extend(carried.definitions.iter().map(|definition| {
             ObjectReport {
@@ -293,33 +255,89 @@ impl Target {
                     .map(|(_, reason)| reason.clone()),
             }
         }));
-        let connection = Connection::open(&path).map_err(failed)?;
-        connection
-            .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
-            .map_err(failed)?;
-        let mut complete = Target {
-            connection,
-            path: path.clone(),
-            reports,
-        };
+        let mut complete = Target::reopen(path, reports)?;
         for object in &carried.full_text {
             complete.rebuild_full_text(object)?;
         }
-        let Target {
-            connection,
-            reports,
-            ..
-        } = complete;
         if header.is_sound && header.is_wal {
-            connection
+            complete
+                .connection
                 .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
-                .map_err(failed)?;
+                .map_err(|cause| complete.error(cause))?;
         }
-        connection.close().map_err(|(_, cause)| failed(cause))?;
+        let (path, reports) = complete.close()?;
         let synced = std::fs::File::open(&path)
             .and_then(|file| crate::util::unsupported::sync(&file, &path));
         synced.map_err(|cause| Error::io("sync", &path, cause))?;
         Ok(reports)
+    }
+
+    /// Commits the rows and objects, with the versions of the source.
+    fn commit(&self, header: &Header) -> Result<()> {
+        let commit = || -> rusqlite::Result<()> {
+            if header.is_sound {
+                self.connection
+                    .pragma_update(None, "user_version", header.user_version)?;
+                self.connection
+                    .pragma_update(None, "application_id", header.application_id)?;
+            }
+            self.connection.execute_batch("COMMIT")
+        };
+        commit().map_err(|cause| self.error(cause))
+    }
+
+    /// Fails with `KG_INTERNAL` if SQLite finds damage. The full-text indexes are still empty, so
+    /// findings about them do not count.
+    fn assert_sound(&self, full_text: &[Object]) -> Result<()> {
+        let findings = || -> rusqlite::Result<Vec<String>> {
+            let mut statement = self.connection.prepare("PRAGMA integrity_check(10)")?;
+            statement.query_map([], |row| row.get(0))?.collect()
+        };
+        let mut findings = findings().map_err(|cause| self.error(cause))?;
+        let is_of_index = |line: &str| {
+            full_text
+                .iter()
+                .any(|index| line.ends_with(&format!(".{}", index.name)))
+        };
+        findings.retain(|line| {
+            line != "ok" && !(line.contains("inverted index for FTS") && is_of_index(line))
+        });
+        if findings.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::Internal,
+            format!(
+                "The salvaged database is not sound: {}",
+                findings.join("; ")
+            ),
+            "Restore the newest good backup, and please report this",
+        ))
+    }
+
+    fn close(self) -> Result<(PathBuf, Vec<ObjectReport>)> {
+        let Target {
+            connection,
+            path,
+            reports,
+        } = self;
+        connection
+            .close()
+            .map_err(|(_, cause)| Error::sqlite("write", &path, cause))?;
+        Ok((path, reports))
+    }
+
+    fn reopen(path: PathBuf, reports: Vec<ObjectReport>) -> Result<Target> {
+        let failed = |cause| Error::sqlite("write", &path, cause);
+        let connection = Connection::open(&path).map_err(failed)?;
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
+            .map_err(failed)?;
+        Ok(Target {
+            connection,
+            path,
+            reports,
+        })
     }
 }
 
