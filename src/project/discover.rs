@@ -13,7 +13,8 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    ffi::OsStr,
+    fs::{self, DirEntry, FileType},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -130,7 +131,7 @@ pub fn discover(
             found: Vec::new(),
             warnings,
         };
-        walk.directory(&project.state_dir(), STATE_DIR)?;
+        walk.directory(&project.state_dir(), STATE_DIR);
         sources = walk.found;
         let in_vain = walk.exclusion.in_vain();
         warnings.extend(in_vain);
@@ -241,84 +242,91 @@ struct ProjectWalk<'a> {
 
 impl ProjectWalk<'_> {
     /// Walks `directory`. `path` is the same directory relative to the root.
-    fn directory(&mut self, directory: &Path, path: &str) -> Result<()> {
-        let entries = match fs::read_dir(directory)
-            .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
-        {
-            Ok(entries) => entries,
-            // The directory was removed during the walk, so it is no longer part of the project.
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(cause) => {
+    fn directory(&mut self, directory: &Path, path: &str) {
+        for entry in self.entries(directory, path) {
+            let name = entry.file_name();
+            let child = format!("{path}/{}", names::encode(Path::new(&name)));
+            let location = Path::new(path).join(&name);
+            let Ok(kind) = entry.file_type() else {
+                // The code that saves the file reports that it cannot be read.
+                if !self.exclusion.excludes(&location, false) {
+                    let component = component_of(&child, false);
+                    self.add(child, entry.path(), component, SourceKind::File);
+                }
+                continue;
+            };
+            if self.leaves_out(&location, &child, kind) {
+                continue;
+            }
+            if names::stays_below(&location) {
+                self.entry(entry.path(), child, kind);
+            } else {
+                let message = format!(
+                    "{child} was left out: on other systems its name leads out of the project"
+                );
+                self.warn(WarningCode::FileUnreadable, &child, message);
+            }
+        }
+    }
+
+    /// Lists a directory. A directory that cannot be read is empty and causes a warning.
+    fn entries(&mut self, directory: &Path, path: &str) -> Vec<DirEntry> {
+        let entries = fs::read_dir(directory).and_then(Iterator::collect);
+        entries.unwrap_or_else(|cause: io::Error| {
+            // A directory that was removed during the walk is no longer part of the project.
+            if cause.kind() != io::ErrorKind::NotFound {
                 self.warn(
                     WarningCode::FileUnreadable,
                     path,
                     format!("{path} could not be read: {cause}"),
                 );
-                return Ok(());
             }
-        };
-        let at_top = path == STATE_DIR;
-        for entry in entries {
-            let name = entry.file_name();
-            let child = format!("{path}/{}", names::encode(Path::new(&name)));
-            let Ok(kind) = entry.file_type() else {
-                // The code that saves the file reports that it cannot be read.
-                if !self.exclusion.excludes(&Path::new(path).join(&name), false) {
-                    self.add(
-                        child.clone(),
-                        entry.path(),
-                        component_of(&child, false),
-                        SourceKind::File,
-                    );
-                }
-                continue;
-            };
-            // A directory of by-products may be a link to another place.
-            let may_be_dir = kind.is_dir() || kind.is_symlink();
-            let is_ours = at_top
-                && name
-                    .to_str()
-                    .is_some_and(|name| exclude::is_by_product(name, may_be_dir));
-            // Patterns cannot exclude the graph database. All other items are checked against the
-            // patterns first, so that a pattern that matches nothing can be reported.
-            let is_graph = child == self.graph.source.path && !kind.is_dir();
-            if is_graph
-                || self
-                    .exclusion
-                    .excludes(&Path::new(path).join(&name), kind.is_dir())
-                || is_ours
-            {
-                continue;
-            }
-            if !names::stays_below(&Path::new(path).join(&name)) {
-                let message = format!(
-                    "{child} was left out: on other systems its name leads out of the project"
-                );
-                self.warn(WarningCode::FileUnreadable, &child, message);
-            } else if kind.is_dir() {
-                let component = component_of(&child, true);
-                if self.wants(component) {
-                    self.add(
-                        child.clone(),
-                        entry.path(),
-                        component,
-                        SourceKind::Directory,
-                    );
-                    self.directory(&entry.path(), &child)?;
-                }
-            } else if kind.is_file() {
-                self.file(entry.path(), child);
-            } else if kind.is_symlink() {
-                self.link(entry.path(), child);
-            } else {
-                self.warn(
-                    WarningCode::NotAFile,
-                    &child,
-                    format!("{child} is a socket or device and was left out"),
-                );
-            }
+            Vec::new()
+        })
+    }
+
+    /// Returns whether an entry is the graph database, is excluded by a pattern, or is a by-product
+    /// of this program.
+    fn leaves_out(&mut self, location: &Path, child: &str, kind: FileType) -> bool {
+        // Patterns cannot exclude the graph database. All other items are checked against the
+        // patterns first, so that a pattern that matches nothing can be reported.
+        if child == self.graph.source.path && !kind.is_dir() {
+            return true;
         }
-        Ok(())
+        // A directory of by-products may be a link to another place.
+        let may_be_dir = kind.is_dir() || kind.is_symlink();
+        let is_by_product = location.parent() == Some(Path::new(STATE_DIR))
+            && location
+                .file_name()
+                .and_then(OsStr::to_str)
+                .is_some_and(|name| exclude::is_by_product(name, may_be_dir));
+        self.exclusion.excludes(location, kind.is_dir()) || is_by_product
+    }
+
+    /// Adds an entry according to its type.
+    fn entry(&mut self, absolute: PathBuf, child: String, kind: FileType) {
+        if kind.is_dir() {
+            let component = component_of(&child, true);
+            if self.wants(component) {
+                self.add(
+                    child.clone(),
+                    absolute.clone(),
+                    component,
+                    SourceKind::Directory,
+                );
+                self.directory(&absolute, &child);
+            }
+        } else if kind.is_file() {
+            self.file(absolute, child);
+        } else if kind.is_symlink() {
+            self.link(absolute, child);
+        } else {
+            self.warn(
+                WarningCode::NotAFile,
+                &child,
+                format!("{child} is a socket or device and was left out"),
+            );
+        }
     }
 
     fn add(&mut self, path: String, absolute: PathBuf, component: Component, kind: SourceKind) {
