@@ -128,45 +128,53 @@ pub fn decide(
     made: Option<&str>,
 ) -> Vec<Decision> {
     let places = places(backups);
-    let is_pinned = |place: &usize| backups[*place].pinned.is_some();
     let good = good(backups);
     let last_good = last_good(backups, &good);
     // The real time of a backup dated in the future is unknown, so it belongs to no period.
-    let counts = |place: &usize| !is_pinned(place) && !backups[*place].is_ahead(now);
+    let counts = |place: &usize| {
+        let backup = &backups[*place];
+        backup.pinned.is_none() && !backup.is_ahead(now)
+    };
     let good: Vec<usize> = good.into_iter().filter(counts).collect();
-    let by_rule = by_rule(backups, &good, policy);
-    // For each backup, the number of earlier entries that count towards `max_backups`.
-    let ranks: Vec<u64> = (0..backups.len())
-        .scan(0, |rank, place| {
-            Some(std::mem::replace(
-                rank,
-                *rank + u64::from(!is_pinned(&place)),
-            ))
-        })
+    let rules = Rules {
+        policy,
+        now,
+        last_good,
+        by_rule: by_rule(backups, &good, policy),
+        ranks: ranks(backups),
+    };
+    let mut decisions: Vec<Decision> = backups
+        .iter()
+        .enumerate()
+        .map(|(place, backup)| rules.decide(place, backup, made))
         .collect();
-    let decide = |(place, backup): (usize, &Backup)| {
-        let age_ms = now.as_millisecond().saturating_sub(backup.timestamp).max(0) as u128;
-        let reason = if is_pinned(&place) {
-            Reason::Pinned
-        } else if last_good.contains(&place) {
-            Reason::NewestGood
-        } else if let Some(rule) = by_rule.get(&place) {
-            *rule
-        } else if !policy.has_limits() && policy.keep != Keep::default() {
-            Reason::NoRule
-        } else if policy
-            .max_backups
-            .is_some_and(|most| ranks[place] >= u64::from(most))
-        {
-            Reason::TooMany
-        } else if policy
-            .retention_days
-            .is_some_and(|days| age_ms > u128::from(days) * DAY.as_millis())
-        {
-            Reason::TooOld
-        } else {
-            Reason::WithinLimits
-        };
+    keep_bases(&mut decisions, backups, &places);
+    decisions
+}
+
+/// Returns, for each backup, the number of earlier entries that count towards `max_backups`.
+fn ranks(backups: &[Backup]) -> Vec<u64> {
+    backups
+        .iter()
+        .scan(0, |rank, backup| {
+            let next = *rank + u64::from(backup.pinned.is_none());
+            Some(std::mem::replace(rank, next))
+        })
+        .collect()
+}
+
+/// What decides on a backup alone, without those that depend on it.
+struct Rules<'a> {
+    policy: &'a Policy,
+    now: Timestamp,
+    last_good: Vec<usize>,
+    by_rule: HashMap<usize, Reason>,
+    ranks: Vec<u64>,
+}
+
+impl Rules<'_> {
+    fn decide(&self, place: usize, backup: &Backup, made: Option<&str>) -> Decision {
+        let reason = self.reason(place, backup);
         let is_kept = !matches!(reason, Reason::TooMany | Reason::TooOld | Reason::NoRule);
         let (kept, reason) = if !is_kept && made == Some(&backup.id) {
             (true, Reason::JustMade)
@@ -179,25 +187,52 @@ pub fn decide(
             reason,
             error: None,
         }
-    };
-    let mut decisions: Vec<Decision> = backups.iter().enumerate().map(decide).collect();
+    }
+
+    fn reason(&self, place: usize, backup: &Backup) -> Reason {
+        let policy = self.policy;
+        let age_ms = self.now.as_millisecond().saturating_sub(backup.timestamp);
+        let age_ms = age_ms.max(0) as u128;
+        if backup.pinned.is_some() {
+            Reason::Pinned
+        } else if self.last_good.contains(&place) {
+            Reason::NewestGood
+        } else if let Some(rule) = self.by_rule.get(&place) {
+            *rule
+        } else if !policy.has_limits() && policy.keep != Keep::default() {
+            Reason::NoRule
+        } else if policy
+            .max_backups
+            .is_some_and(|most| self.ranks[place] >= u64::from(most))
+        {
+            Reason::TooMany
+        } else if policy
+            .retention_days
+            .is_some_and(|days| age_ms > u128::from(days) * DAY.as_millis())
+        {
+            Reason::TooOld
+        } else {
+            Reason::WithinLimits
+        }
+    }
+}
+
+/// Keeps the backups that a kept backup depends on.
+fn keep_bases(decisions: &mut [Decision], backups: &[Backup], places: &HashMap<&str, usize>) {
     let kept: Vec<usize> = (0..decisions.len())
         .filter(|place| decisions[*place].kept)
         .collect();
     for base in kept
         .into_iter()
-        .flat_map(|place| bases(backups, &places, place))
+        .flat_map(|place| bases(backups, places, place))
         .flatten()
     {
-        if !decisions[base].kept {
-            decisions[base] = Decision {
-                kept: true,
-                reason: Reason::Needed,
-                ..decisions[base].clone()
-            };
+        let decision = &mut decisions[base];
+        if !decision.kept {
+            decision.kept = true;
+            decision.reason = Reason::Needed;
         }
     }
-    decisions
 }
 
 /// Returns the places of the backups among `good` that no limit may remove. Older backups may
