@@ -118,27 +118,7 @@ pub fn read_archive(
     read_rest(&mut decoder, &mut contents);
     let facts = decoder.finish(|| progress.report())?;
     context.report(phase, size_bytes, size_bytes)?;
-    let manifest = match contents
-        .manifest
-        .as_deref()
-        .map(|json| Manifest::parse(json, &path.display().to_string()))
-    {
-        Some(Err(error)) if error.code == Code::FormatNewer && facts.sealed => return Err(error),
-        Some(Err(error)) => {
-            contents
-                .problems
-                .push(Problem::of_archive(ProblemCode::Structure, error.message));
-            None
-        }
-        Some(Ok(manifest)) => Some(manifest),
-        None => {
-            contents.problems.push(Problem::of_archive(
-                ProblemCode::Structure,
-                "It contains no manifest".into(),
-            ));
-            None
-        }
-    };
+    let manifest = parse_manifest(path, facts.sealed, &mut contents)?;
     verify::damages(decoder.damages(), &mut contents);
     verify::seal(&facts, &mut contents);
     verify::beside(&facts, manifest.as_ref(), beside, &mut contents);
@@ -153,6 +133,27 @@ pub fn read_archive(
         sha256: hex(&facts.sha256),
         encrypted: facts.encrypted,
     })
+}
+
+/// Parses the manifest. A missing or invalid one is a problem of the archive. Fails with
+/// `KG_FORMAT_NEWER` if the archive is complete and has a newer format.
+fn parse_manifest(
+    path: &Path,
+    is_sealed: bool,
+    contents: &mut Contents,
+) -> Result<Option<Manifest>> {
+    let problem = match contents.manifest.as_deref() {
+        None => "It contains no manifest".into(),
+        Some(json) => match Manifest::parse(json, &path.display().to_string()) {
+            Ok(manifest) => return Ok(Some(manifest)),
+            Err(error) if error.code == Code::FormatNewer && is_sealed => return Err(error),
+            Err(error) => error.message,
+        },
+    };
+    contents
+        .problems
+        .push(Problem::of_archive(ProblemCode::Structure, problem));
+    Ok(None)
 }
 
 /// Reports on an encrypted archive that cannot be opened. The sidecar shows whether the key is
