@@ -180,20 +180,10 @@ pub fn status(
         || backups.clone(),
         |project| own_among(backups.clone(), project),
     );
-    let (history, unknown) = match project.map(History::read).transpose() {
-        Ok(history) => (history.unwrap_or_default(), None),
-        Err(error) => (
-            History::default(),
-            Some(format!(
-                "the results of the last runs are unknown: {}",
-                error.message
-            )),
-        ),
-    };
+    let (history, unknown) = read_history(project);
     let enabled = scheduled::is_enabled(settings);
     let kind = scheduled::wanted_kind(settings);
     let (next_run, is_late) = next_run(project, settings, &history, &own, now)?;
-    let count = |kind| backups.iter().filter(|backup| backup.kind == kind).count();
     let chains = chains(&backups);
     let regular = own.iter().find(|backup| !backup.safety_backup);
     let newest = regular.map(|backup| Newest {
@@ -223,11 +213,7 @@ pub fn status(
         unread,
         others: backups.len() - own.len(),
         total_size: backups.iter().map(Backup::disk_size).sum(),
-        by_type: ByType {
-            full: count(BackupType::Full),
-            incremental: count(BackupType::Incremental),
-            snapshot: count(BackupType::Snapshot),
-        },
+        by_type: by_type(&backups),
         chains,
         last_run: history.last().cloned(),
         last_success: last_run(&history, |run| run.backup.is_some()),
@@ -242,6 +228,30 @@ pub fn status(
         problems,
         latest: backups.into_iter().next(),
     })
+}
+
+/// Returns the history of a project. If it cannot be read, the history is empty, and a message says
+/// so.
+fn read_history(project: Option<&Project>) -> (History, Option<String>) {
+    match project.map(History::read).transpose() {
+        Ok(history) => (history.unwrap_or_default(), None),
+        Err(error) => (
+            History::default(),
+            Some(format!(
+                "the results of the last runs are unknown: {}",
+                error.message
+            )),
+        ),
+    }
+}
+
+fn by_type(backups: &[Backup]) -> ByType {
+    let count = |kind| backups.iter().filter(|backup| backup.kind == kind).count();
+    ByType {
+        full: count(BackupType::Full),
+        incremental: count(BackupType::Incremental),
+        snapshot: count(BackupType::Snapshot),
+    }
 }
 
 /// Returns the time of the next run, and whether it is late. A run that is on time is about to begin
