@@ -184,8 +184,28 @@ fn complete(
         let dir = root.join(parent(location));
         atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
     }
-    let mut warnings = Vec::new();
-    let mut to_do = Vec::new();
+    let (to_do, mut warnings) = settle_swaps(target, intent, lefts)?;
+    if !to_do.is_empty() {
+        to_do
+            .iter()
+            .try_for_each(|swapped| assert_as_decided(target, intent, swapped))?;
+        swap(target, &to_do, lock_timeout, |_| Ok(()), |_| {})?;
+    }
+    warnings.extend(finish(root, target, intent)?);
+    Ok(Recovered {
+        completed: true,
+        warnings,
+    })
+}
+
+/// Keeps the previous content of the databases that do not need their new content any more, and
+/// warns if another process wrote to one of them. Returns the other databases, and the warnings.
+fn settle_swaps<'a>(
+    target: &Target,
+    intent: &'a Intent,
+    lefts: Vec<Left>,
+) -> Result<(Vec<&'a Swapped>, Vec<Warning>)> {
+    let (mut to_do, mut warnings) = (Vec::new(), Vec::new());
     for (swapped, left) in intent.swaps.iter().zip(lefts) {
         let new_is_there = target.is_taken(&swapped.new)?;
         let (pending, kept) = (
@@ -217,17 +237,7 @@ fn complete(
             }
         }
     }
-    if !to_do.is_empty() {
-        to_do
-            .iter()
-            .try_for_each(|swapped| assert_as_decided(target, intent, swapped))?;
-        swap(target, &to_do, lock_timeout, |_| Ok(()), |_| {})?;
-    }
-    warnings.extend(finish(root, target, intent)?);
-    Ok(Recovered {
-        completed: true,
-        warnings,
-    })
+    Ok((to_do, warnings))
 }
 
 #[cfg(test)]
