@@ -26,7 +26,7 @@ use crate::{
     error::{Code, Error, Result},
     integrity::{documented_schema, issue::Part, repair::Salvage, target::Resolved},
     project::{Project, STAGING_PREFIX, STATE_DIR, names},
-    salvage::{readable::Readable, report::Salvaged, salvage as read_into},
+    salvage::{FallbackSchema, readable::Readable, report::Salvaged, salvage as read_into},
     sqlite::raw_copy::{self, fingerprints},
     util::{
         atomic_file,
@@ -62,31 +62,15 @@ pub fn salvage(
     // Checked before the work as well as after it, because reading the database drops the lock.
     drop(claim(&target, &location).map_err(without_force)?);
     let work = Scratch::new(&safe_parent(&project.state_dir()), STAGING_PREFIX)?;
-    let new = work.path().join(NEW_DATABASE);
+    let before = content_of(database);
     let is_documented = part != Part::Database || resolved.is_graph;
     let fallback = if is_documented {
         documented_schema::schema_of(part)
     } else {
         &[]
     };
-    let before = content_of(database);
-    let cancel = CancelToken::default();
-    // Works on a copy, because SQLite may write while it reads a damaged database.
-    let readable = Readable::of(&raw_copy::copy(database, work.path())?.database(), &cancel)?;
-    let mut report = read_into(database, &new, fallback, &cancel)?;
-    if is_nothing(&report) {
-        return Err(nothing(database));
-    }
-    let broken = |table: &str| {
-        report
-            .tables
-            .iter()
-            .find(|found| found.name == table)
-            .map_or(0, |found| found.rows_broken)
-    };
-    if let Some(lacks) = readable.lacking_in(&Readable::of(&new, &cancel)?, broken) {
-        return Err(fewer(database, &lacks));
-    }
+    let new = work.path().join(NEW_DATABASE);
+    let mut report = read_all(database, &new, work.path(), fallback)?;
     dress_as(database, &new)?;
     let staging = Scratch::new(&project.state_dir(), STAGING_PREFIX)?;
     atomic_file::persist_noclobber(&new, &staging.path().join(NEW_DATABASE))?;
@@ -120,6 +104,34 @@ pub fn salvage(
         .warnings
         .extend(warnings.into_iter().map(|warning| warning.message));
     Ok(Salvage { report, kept })
+}
+
+/// Salvages the database into `new`, with a copy of the database in `work`. Fails if there is
+/// nothing to save or if SQLite still reads more than could be saved.
+fn read_all(
+    database: &Path,
+    new: &Path,
+    work: &Path,
+    fallback: FallbackSchema<'_>,
+) -> Result<Salvaged> {
+    let cancel = CancelToken::default();
+    // Works on a copy, because SQLite may write while it reads a damaged database.
+    let readable = Readable::of(&raw_copy::copy(database, work)?.database(), &cancel)?;
+    let report = read_into(database, new, fallback, &cancel)?;
+    if is_nothing(&report) {
+        return Err(nothing(database));
+    }
+    let broken = |table: &str| {
+        report
+            .tables
+            .iter()
+            .find(|found| found.name == table)
+            .map_or(0, |found| found.rows_broken)
+    };
+    match readable.lacking_in(&Readable::of(new, &cancel)?, broken) {
+        Some(lacks) => Err(fewer(database, &lacks)),
+        None => Ok(report),
+    }
 }
 
 /// Returns the location of the database in the project. A database outside the project may be
