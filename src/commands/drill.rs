@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    archive::manifest::Stats,
+    archive::manifest::{Manifest, Stats},
     commands::{
         check::inspect_in,
         restore::{RestoreOptions, restore},
@@ -111,15 +111,7 @@ fn drill_in(
     let restored =
         restore(store, &options.backup, worker_mode, &restoring, context).map_err(no_room)?;
     let manifest = &restored.manifest;
-    // The database is found by its path in the backup, because a restored configuration may name a
-    // live database outside of any project.
-    let database = manifest
-        .files
-        .iter()
-        .find(|record| record.component == Component::Database && record.database);
-    let database = database
-        .and_then(|record| names::decode(&record.path))
-        .map(|path| target.join(path));
+    let database = database_in(manifest, &target);
     let scope = Scope {
         database: database.is_some(),
         ..Scope::ALL
@@ -168,4 +160,14 @@ fn drill_in(
         warnings: restored.warnings,
         duration_ms: duration_ms(began.elapsed()),
     })
+}
+
+/// Returns the path of the restored database. It is the path in the backup, because a restored
+/// configuration may name a live database outside of any project.
+fn database_in(manifest: &Manifest, target: &Path) -> Option<PathBuf> {
+    let record = manifest
+        .files
+        .iter()
+        .find(|record| record.component == Component::Database && record.database)?;
+    names::decode(&record.path).map(|path| target.join(path))
 }
