@@ -39,6 +39,14 @@ impl From<&'static str> for Unread {
 
 const NO_END: u32 = u32::MAX;
 
+/// A page of a chain and the page that leads to it.
+struct Link {
+    page: u32,
+    before: u32,
+    /// Whether the page that leads to it holds the cell.
+    is_first: bool,
+}
+
 /// The owner of the cell that an overflow chain starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
@@ -127,36 +135,13 @@ impl Chains {
         let mut is_contested = false;
         let (mut before, mut next) = (number, cell.overflow);
         while payload.len() < total {
-            let index = next as usize;
-            let in_trees = *self
-                .in_trees
-                .get(index)
-                .ok_or("its chain of overflow pages leads out of the file")?;
-            let used = match owner {
-                Owner::Tree => self.in_whole[index],
-                Owner::Orphan if in_trees > 0 => 2,
-                Owner::Orphan => self.in_orphans[index],
+            let link = Link {
+                page: next,
+                before,
+                is_first: before == number,
             };
-            // The pointer map names the owner of the page.
-            let kind = if before == number { 3 } else { 4 };
-            let by_map = walk.source.pointer(next) == Some((kind, before));
-            if used != 1 && !(owner == Owner::Tree && by_map) {
-                is_contested = true;
-            }
-            if next < 2 || walk.is_owned[index] || walk.source.is_reserved(next) {
-                return Err("its chain of overflow pages leads to a page of another kind".into());
-            }
-            let page = walk
-                .source
-                .page(next)
-                .ok_or("one of its overflow pages could not be read")?;
-            // A leaf of the freelist keeps its old content, so if a tree leads to it, the freelist
-            // is wrong. A trunk page does not keep its content.
-            if walk.is_free[index]
-                && (owner == Owner::Orphan || trunk(walk.source, &page).is_some())
-            {
-                return Err("its chain of overflow pages leads to a free page".into());
-            }
+            is_contested |= self.is_contested(walk, &link, owner)?;
+            let page = overflow_page(walk, next, owner)?;
             let content = &page[4..walk.source.geometry.usable_bytes];
             let wanted = content.len().min(total - payload.len());
             payload.extend_from_slice(&content[..wanted]);
@@ -178,6 +163,43 @@ impl Chains {
             false => Ok(payload),
         }
     }
+
+    /// Returns whether another chain uses the page too. A page that the pointer map assigns to this
+    /// chain is not contested if a tree owns the chain.
+    fn is_contested(&self, walk: &TreeScan<'_>, link: &Link, owner: Owner) -> Result<bool, Unread> {
+        let index = link.page as usize;
+        let in_trees = *self
+            .in_trees
+            .get(index)
+            .ok_or("its chain of overflow pages leads out of the file")?;
+        let used = match owner {
+            Owner::Tree => self.in_whole[index],
+            Owner::Orphan if in_trees > 0 => 2,
+            Owner::Orphan => self.in_orphans[index],
+        };
+        // The pointer map names the owner of the page.
+        let kind = if link.is_first { 3 } else { 4 };
+        let by_map = walk.source.pointer(link.page) == Some((kind, link.before));
+        Ok(used != 1 && !(owner == Owner::Tree && by_map))
+    }
+}
+
+/// Reads an overflow page, unless it cannot be one.
+fn overflow_page(walk: &TreeScan<'_>, number: u32, owner: Owner) -> Result<Vec<u8>, Unread> {
+    let index = number as usize;
+    if number < 2 || walk.is_owned[index] || walk.source.is_reserved(number) {
+        return Err("its chain of overflow pages leads to a page of another kind".into());
+    }
+    let page = walk
+        .source
+        .page(number)
+        .ok_or("one of its overflow pages could not be read")?;
+    // A leaf of the freelist keeps its old content, so if a tree leads to it, the freelist is
+    // wrong. A trunk page does not keep its content.
+    if walk.is_free[index] && (owner == Owner::Orphan || trunk(walk.source, &page).is_some()) {
+        return Err("its chain of overflow pages leads to a free page".into());
+    }
+    Ok(page)
 }
 
 /// Counts a use of each page of a chain.
