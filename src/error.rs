@@ -257,8 +257,7 @@ impl Error {
             path.display(),
             holders::of(path)
         );
-        let remedy = "Wait until that process ends its transaction, or stop it, then run it again; or raise `lockTimeout` \
-                      (`--lock-timeout`)";
+        let remedy = "Wait until that process ends its transaction, or stop it, then run it again; or raise `lockTimeout`";
         Error::new(Code::DatabaseBusy, message, remedy).with_cause(cause)
     }
 
@@ -284,7 +283,7 @@ impl Error {
                 Code::DatabaseUnreadable,
                 "SQLite does not change a database that it cannot sync: check the disk and the \
                  system's log. If the file system has no `fsync`, restore into a directory on \
-                 another file system with `--target`",
+                 another file system with `targetDir`",
             ),
             Some(SystemIoFailure) => (
                 Code::DatabaseUnreadable,

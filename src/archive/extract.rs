@@ -87,7 +87,8 @@ impl Unpack for Unpacking<'_> {
                     "Checksum mismatch: {name} has {size_bytes} bytes, which differs from the \
                      manifest next to the archive"
                 ),
-                "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
+                "Nothing was changed; see the damage with `kg diag backup --verify` and use another \
+                 backup (`kg diag backup --list`)",
             ));
         }
         let Some(dir) = self
@@ -127,6 +128,6 @@ fn assert_room(dir: &Path, name: &str, size_bytes: u64) -> Result<()> {
             "{name} has {size_bytes} bytes, but only {usable} can be used in {}",
             dir.display()
         ),
-        "Nothing was changed; free some space there, or restore into another directory (`--target`), and run it again",
+        "Nothing was changed; free some space there, or restore into another directory (`targetDir`), and run it again",
     ))
 }

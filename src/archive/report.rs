@@ -95,7 +95,8 @@ impl Report {
                         "Checksum mismatch: {} is not what was written: {what}",
                         archive.display()
                     ),
-                    "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
+                    "Nothing was changed; see the damage with `kg diag backup --verify` and use \
+                     another backup (`kg diag backup --list`)",
                 ))
             }
         }

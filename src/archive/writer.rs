@@ -165,7 +165,7 @@ impl ArchiveWriter {
                 "The project has more than {MAX_ENTRIES} files and directories, which is more than \
                  an archive can contain"
             ),
-            "Exclude directories of generated files with `excludePatterns` (`--exclude`)",
+            "Exclude directories of generated files with `excludePatterns`",
         ))
     }
 

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     Common, Keep, Waiting,
+    flags::translate,
     hook_reporter::HookReporter,
     interrupt::Watched,
     key_args::{KeyArgs, lockable},
@@ -488,13 +489,13 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
     for problem in &report.problems {
         output.line(format!(
             "  {} [{}]",
-            problem.message,
+            translate(&problem.message),
             code_of(&problem.code)
         ));
         if !problem.affects.is_empty() {
             output.line(format!("    affects: {}", problem.affects.join(", ")));
         }
-        output.line(format!("    to do: {}", problem.remedy));
+        output.line(format!("    to do: {}", translate(&problem.remedy)));
     }
     Ok(false)
 }
@@ -647,6 +648,9 @@ fn status(
         .health
         .messages
         .extend(warnings.iter().map(|warning| warning.message.clone()));
+    for message in &mut status.health.messages {
+        *message = translate(message);
+    }
     let mut told = serde_json::to_value(&status).unwrap_or_default();
     told["service"] = json!(service);
     told["inProgress"] = json!(is_in_progress);

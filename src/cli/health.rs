@@ -107,7 +107,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
             return Ok(status_of(&found.issues));
         }
         match found {
-            Ok(found) if output.json => output.raw(format!("{}\n", json!(found)).as_bytes()),
+            Ok(found) if output.json => output.json_line(&found),
             Ok(found) => {
                 output.line(format!(
                     "── {}",
@@ -118,7 +118,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
             // The watch continues after an error: a locked database or a project that is missing
             // for a moment is exactly what a watch should report.
             Err(error) if !watched.context.cancel.is_cancelled() && output.json => {
-                output.raw(format!("{}\n", json!({ "error": error })).as_bytes());
+                output.json_line(&json!({ "error": error }));
             }
             Err(error) if !watched.context.cancel.is_cancelled() => output.error(&error),
             Err(error) => return Err(error),

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::{
     Common, Waiting,
+    flags::translate,
     interrupt::Watched,
     key_args::{KeyArgs, lockable},
     output::{Output, code_of},
@@ -308,7 +309,7 @@ pub fn print_issues(issues: &[Issue], output: &Output) {
         output.line(format!(
             "{:7} {} [{}]",
             code_of(&issue.severity),
-            issue.message,
+            translate(&issue.message),
             issue.code.as_str()
         ));
         for example in issue.examples.iter().take(3) {
@@ -322,7 +323,7 @@ pub fn print_issues(issues: &[Issue], output: &Output) {
         }
         // For damaged pages, restoring a backup recovers more than a repair.
         if issue.repair.is_none() || is_damage(issue) {
-            output.line(format!("        to do: {}", issue.remedy));
+            output.line(format!("        to do: {}", translate(&issue.remedy)));
         }
     }
 }
@@ -353,7 +354,7 @@ fn print_repair(repair: &Repair, output: &Output) {
             .iter()
             .for_each(|salvage| print_salvage(salvage, output));
         if let Some(error) = &action.error {
-            output.line(format!("         {error}"));
+            output.line(format!("         {}", translate(&error.to_string())));
         }
     }
     output.line(format!(

@@ -7,6 +7,7 @@
 mod backup;
 mod config;
 mod drill;
+mod flags;
 mod graph;
 mod health;
 mod hook_reporter;

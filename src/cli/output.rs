@@ -12,9 +12,9 @@ use std::{
 };
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Common;
+use super::{Common, flags};
 use crate::{
     error::{Error, Warning},
     sqlite::check::IntegrityStatus,
@@ -56,9 +56,13 @@ impl Output {
     /// Prints the result as JSON with `--json`; nothing otherwise.
     pub fn result(&self, result: &impl Serialize) {
         if self.json {
-            let text = serde_json::to_string_pretty(result).unwrap_or_default();
-            self.raw(format!("{text}\n").as_bytes());
+            self.raw(format!("{:#}\n", translated(result)).as_bytes());
         }
+    }
+
+    /// Prints one of several results as one line of JSON.
+    pub fn json_line(&self, result: &impl Serialize) {
+        self.raw(format!("{}\n", translated(result)).as_bytes());
     }
 
     pub fn raw(&self, bytes: &[u8]) {
@@ -82,7 +86,7 @@ impl Output {
         for warning in warnings {
             complain(&format!(
                 "warning: {} [{}]",
-                warning.message,
+                flags::translate(&warning.message),
                 code_of(&warning.code)
             ));
         }
@@ -125,8 +129,17 @@ pub fn exit_code_after_output(code: ExitCode) -> ExitCode {
 fn print_error(error: &Error) {
     complain(&format!(
         "kg: {} [{}]\n    {}.",
-        error.message, error.code, error.remedy
+        flags::translate(&error.message),
+        error.code,
+        flags::translate(&error.remedy)
     ));
+}
+
+/// Returns a result as JSON whose messages name flags.
+fn translated(result: &impl Serialize) -> Value {
+    let mut value = serde_json::to_value(result).unwrap_or_default();
+    flags::translate_all(&mut value);
+    value
 }
 
 fn complain(text: &str) {

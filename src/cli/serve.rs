@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::{
     Common, finish,
+    flags::translate,
     interrupt::cancel_on_interrupt,
     output::Output,
     status::{ago, date, hook_failure, next_run},
@@ -306,7 +307,9 @@ fn print_status(project: &Project, output: &Output) -> Result<ExitCode> {
         let result = match (&run.backup, &run.error) {
             (Some(backup), _) if run.incomplete => format!("{backup}, incomplete"),
             (Some(backup), _) => backup.clone(),
-            (None, Some(error)) => format!("failed: {} [{}]", error.message, error.code),
+            (None, Some(error)) => {
+                format!("failed: {} [{}]", translate(&error.message), error.code)
+            }
             (None, None) => String::new(),
         };
         output.line(format!("  last      {}, {result}", ago(run.started_at)));

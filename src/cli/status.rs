@@ -2,7 +2,10 @@
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::output::{Output, code_of, integrity, size};
+use super::{
+    flags::translate,
+    output::{Output, code_of, integrity, size},
+};
 use crate::{
     schedule::cron::time_zone,
     service::{history::HookFailure, status::Status},
@@ -110,7 +113,7 @@ fn problem_rows(status: &Status) -> Vec<Row> {
     let warnings = warnings.map(|warning| {
         let text = format!(
             "of the last run: {} [{}]",
-            warning.message,
+            translate(&warning.message),
             code_of(&warning.code)
         );
         ("warning", text)

@@ -73,7 +73,7 @@ fn no_room(error: Error) -> Error {
         Code::NoSpace => Error {
             remedy:
                 "Free some space there, or name a directory with room for the restored project \
-                     and a copy of its database: `directory` (`--directory`)"
+                     and a copy of its database: `directory`"
                     .into(),
             ..error
         },

@@ -42,8 +42,7 @@ pub fn prune(
     if policy.keeps_everything() {
         return Err(Error::invalid(
             "There is no limit to prune by",
-            "Give `retentionDays`, `maxBackups` or `keep` (`--retention-days`, `--max-backups`, \
-             `--keep-daily` …)",
+            "Give `retentionDays`, `maxBackups` or `keep`",
         ));
     }
     store.assert_undoubted()?;

@@ -140,8 +140,7 @@ fn doubt(why: Error, settings: &Settings, store: &Store) -> Doubt {
         ),
         _ => why.remedy,
     };
-    let name_it = "or name the directory of the backups: `--output` of `kg diag backup`, \
-                   `--backup-dir` of other commands, `backupDir` in the API";
+    let name_it = "or name the directory of the backups with `backupDir`";
     Doubt {
         hides_another: settings.are_hidden() || !known.is_empty(),
         why: Error {
@@ -162,8 +161,8 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
     }
     let unclear = |what: String| {
         let remedy = "Fix it (`kg config show --all` lists the valid values), or name who can read \
-                      this backup with `--recipient` or `--passphrase-file`; `--no-encrypt` makes \
-                      an unencrypted backup";
+                      this backup with `encryption.recipients` or `encryption.passphraseFile`; \
+                      `encrypt: false` makes an unencrypted backup";
         EncryptionPolicy::Undecided(Error::new(Code::KeyInvalid, what, remedy))
     };
     let is_asked_for = said == CallerEncryption::Encrypted;
@@ -176,8 +175,8 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
             error.message
         )),
         (Err(error), _) => {
-            let say = "or name who can read this backup with `--recipient` or \
-                       `--passphrase-file`, or use `--no-encrypt`";
+            let say = "or name who can read this backup with `encryption.recipients` or \
+                       `encryption.passphraseFile`, or use `encrypt: false`";
             EncryptionPolicy::Unread(Error {
                 remedy: format!("{}; {say}", error.remedy),
                 ..error

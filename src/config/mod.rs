@@ -75,7 +75,7 @@ const DIR: &str = "backup.dir";
 
 const MEND_IT: &str = "Correct it (`kg config show --all` lists the settings), or restore it with \
                        `kg diag restore --file latest --config-only` (from an encrypted backup, \
-                       with its key: `--passphrase-file` or `--identity`)";
+                       with its key: `encryption.passphraseFile` or `encryption.identityFile`)";
 const READ_IT: &str =
     "Give this user the right to read it, mount what it leads to, or run as a user who can read it";
 

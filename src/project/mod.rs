@@ -109,6 +109,6 @@ fn no_project(root: &Path) -> Error {
             "{} is not a knowledge-graph project: it has no {STATE_DIR} directory",
             root.display()
         ),
-        "Run it inside a project, or name one with `projectRoot` (`--project` on the command line)",
+        "Run it inside a project, or name one with `projectRoot`",
     )
 }

@@ -113,7 +113,7 @@ fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
             dir.display(),
             waited.as_secs_f32()
         ),
-        "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)",
+        "Wait until it ends, or raise `lockTimeout`",
     )
 }
 

@@ -301,8 +301,8 @@ impl Store {
                 .is_ok_and(|encrypted| !encrypted)
         };
         let message = format!(
-            "{} is not encrypted, so no key proves where it comes from; `--decrypt` and `--require-encryption` \
-             (`requireEncryption`) refuse such a backup",
+            "{} is not encrypted, so no key proves where it comes from; \
+             `encryption.requireEncryption` refuses such a backup",
             archive.display()
         );
         (is_expected && is_plain()).then(|| Warning::new(WarningCode::NotEncrypted, message))
@@ -493,8 +493,8 @@ fn first_plain(cause: Option<&Error>) -> Error {
              how to encrypt the next one"
         ),
         format!(
-            "{remedy}; or give `--recipient` or `--passphrase-file` (`encryption` in the API). `--no-encrypt` \
-             (`encrypt: false`) makes a plain backup"
+            "{remedy}; or give `encryption.recipients` or `encryption.passphraseFile`. \
+             `encrypt: false` makes a plain backup"
         ),
     )
 }

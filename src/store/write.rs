@@ -355,7 +355,7 @@ impl Removal<'_> {
             return Err(Error::new(
                 Code::BackupNeeded,
                 format!("{first}{more} on {id} and could not be restored without it"),
-                "Delete those first, or all at once with `cascade` (`--cascade`)",
+                "Delete those first, or all at once with `cascade`",
             ));
         }
         // Dependants are removed first, so that a killed run leaves no broken chain.

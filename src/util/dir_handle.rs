@@ -343,7 +343,7 @@ pub fn in_the_way(path: &Path) -> Error {
             "{} is in the way: it is a link or a file where the backup has a directory",
             path.display()
         ),
-        "Move it away, or restore into another directory with `targetDir` (`--target`)",
+        "Move it away, or restore into another directory with `targetDir`",
     )
 }
 

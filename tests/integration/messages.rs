@@ -13,18 +13,11 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 #[test]
 fn the_list_of_messages_is_up_to_date() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut expected = String::new();
-    for file in sources(&root.join("src")) {
-        let text = fs::read_to_string(&file).unwrap();
-        let mut found = Messages::default();
-        found.read(text.parse::<TokenStream>().unwrap(), None);
-        if !found.lines.is_empty() {
-            let name = file.strip_prefix(root).unwrap().display();
-            writeln!(expected, "{name}\n{}", found.lines).unwrap();
-        }
+    for (name, lines) in messages() {
+        writeln!(expected, "{name}\n{lines}").unwrap();
     }
-    let list = root.join("tests/integration/messages.txt");
+    let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/messages.txt");
     if env::var_os("KG_WRITE_REFERENCE").is_some() {
         fs::write(&list, &expected).unwrap();
     }
@@ -33,6 +26,62 @@ fn the_list_of_messages_is_up_to_date() {
         "messages.txt is stale: proofread what changed, then run \
          KG_WRITE_REFERENCE=1 cargo test --test integration messages"
     );
+}
+
+/// The core names options as the API does. Only the command line knows its flags, and translates.
+#[test]
+fn only_the_command_line_and_the_service_name_flags() {
+    let mut wrong = Vec::new();
+    for (name, lines) in messages() {
+        let is_face = name.starts_with("src/cli/") || name.starts_with("src/service/");
+        for line in lines.lines().filter(|_| !is_face) {
+            if names_flag(line) {
+                wrong.push(format!("{name}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_flag_of_a_command_is_not_a_flag_alone() {
+    for line in [
+        "raise it (`--lock-timeout`)",
+        "see `kg diag backup --verify` and use `--list`",
+        "use --exclude to leave it out",
+    ] {
+        assert!(names_flag(line), "{line}");
+    }
+    for line in [
+        "run `kg diag restore --file latest --path 'a'`",
+        "name it: kg diag repair '{}' --project '{}'",
+        "-- nothing -",
+    ] {
+        assert!(!names_flag(line), "{line}");
+    }
+}
+
+/// Returns whether a message names a flag outside of a command of `kg`.
+fn names_flag(message: &str) -> bool {
+    message.match_indices("--").any(|(at, _)| {
+        let is_flag = message[at + 2..].starts_with(|letter: char| letter.is_ascii_lowercase());
+        let before = message[..at].rsplit('`').next().unwrap_or_default();
+        is_flag && !before.contains("kg ")
+    })
+}
+
+/// Returns the name of each file that has messages, and one line for each message.
+fn messages() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let of_file = |file: PathBuf| {
+        let text = fs::read_to_string(&file).unwrap();
+        let mut found = Messages::default();
+        found.read(text.parse::<TokenStream>().unwrap(), None);
+        let name = file.strip_prefix(root).unwrap().display().to_string();
+        (name, found.lines)
+    };
+    let all = sources(&root.join("src")).into_iter().map(of_file);
+    all.filter(|(_, lines)| !lines.is_empty()).collect()
 }
 
 fn sources(dir: &Path) -> Vec<PathBuf> {

@@ -99,8 +99,8 @@ impl Keyring {
             0 => Err(Error::new(
                 Code::KeyNeeded,
                 "The backup cannot be encrypted because no key was given",
-                "Give a passphrase (`--passphrase-file`) or recipients (`--recipient`), or set `backup.passphraseFile` or \
-                 `backup.recipients` (`encryption` in the API)",
+                "Give `encryption.passphraseFile` or `encryption.recipients`, or set \
+                 `backup.passphraseFile` or `backup.recipients`",
             )),
             1..=MOST_RECIPIENTS => Ok(Readers::Recipients(recipients)),
             many => {
@@ -271,8 +271,8 @@ impl Keys {
             Code::NotEncrypted,
             "The backup is not encrypted, but an encrypted backup is required",
             "Another user who can write there may have replaced an encrypted backup: use an \
-             encrypted backup. If a plain backup is intended, leave out `--decrypt` and \
-             `--require-encryption` (`requireEncryption` in the API)",
+             encrypted backup. If a plain backup is intended, leave out \
+             `encryption.requireEncryption`",
         ))
     }
 

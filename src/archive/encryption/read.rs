@@ -173,13 +173,12 @@ fn key_needed(lock: Lock) -> Error {
     let (message, remedy) = match lock {
         Lock::Passphrase => (
             "The backup is encrypted with a passphrase, but none was given",
-            "Give the passphrase with `--passphrase-file`, `backup.passphraseFile`, or \
-             `encryption.passphrase` of the manager",
+            "Give the passphrase with `encryption.passphraseFile` or `backup.passphraseFile`",
         ),
         Lock::Identity => (
             "The backup is encrypted to recipients, but no identity was given",
-            "Give the identity file of one recipient with `--identity`, `backup.identityFile`, or \
-             `encryption.identityFile` of the manager",
+            "Give the identity file of one recipient with `encryption.identityFile` or \
+             `backup.identityFile`",
         ),
     };
     Error::new(Code::KeyNeeded, message, remedy)

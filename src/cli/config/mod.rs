@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::{Common, finish, interrupt::cancel_on_interrupt, output::Output};
+use super::{Common, finish, flags::translate, interrupt::cancel_on_interrupt, output::Output};
 use crate::{
     config::{
         Settings,
@@ -208,7 +208,7 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
         if output.json {
             output.late_warnings(&[Warning::new(WarningCode::Config, message)]);
         } else {
-            output.line(format!("warning: {message}"));
+            output.line(format!("warning: {}", translate(&message)));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -155,7 +155,7 @@ fn opens(backup: &Backup, archive: fs::File, key: &Keys) -> Result<bool> {
 }
 
 fn unusable(backup: &Backup, what: &str) -> Error {
-    let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
+    let remedy = "Leave `basedOn` out, or make a full backup";
     Error::new(
         Code::BaseUnusable,
         format!("{} cannot be used as a base: {what}", backup.id),

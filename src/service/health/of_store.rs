@@ -153,7 +153,7 @@ impl StoreLook<'_> {
             newest.lacks()
         );
         let remedy = "Give this user access to the files that the message names, or exclude them \
-                      with `--exclude` (`backup.excludePatterns`)";
+                      with `excludePatterns` (`backup.excludePatterns` for scheduled backups)";
         Some(self.issue(IssueCode::BackupIncomplete, message, remedy))
     }
 

@@ -67,7 +67,7 @@ fn locked(state: &Path, who: &str) -> Error {
     Error::new(
         Code::TargetLocked,
         message,
-        "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)",
+        "Wait until it ends, or raise `lockTimeout`",
     )
 }
 

@@ -66,7 +66,7 @@ pub fn plan(
         .cloned()
     {
         let remedy = format!(
-            "{}; `force` (`--force`) replaces the file and leaves the old one to its other names",
+            "{}; `force` replaces the file and leaves the old one to its other names",
             error.remedy
         );
         return Err(Error { remedy, ..error });
@@ -388,7 +388,7 @@ fn in_the_way(place: &EntryHandle, what: &str) -> Error {
     Error::new(
         Code::TargetInvalid,
         format!("{} {what}", place.path().display()),
-        "Move it away, or restore into another directory with `targetDir` (`--target`)",
+        "Move it away, or restore into another directory with `targetDir`",
     )
 }
 
@@ -540,8 +540,7 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
             path.display(),
             holders::name(process)
         ),
-        "Close it there or stop that process, then run it again; `force` (`--force`) replaces it \
-         anyway",
+        "Close it there or stop that process, then run it again; `force` replaces it anyway",
     ))
 }
 
@@ -559,7 +558,7 @@ fn cannot_tell(path: &Path, cause: io::Error) -> Error {
             path.display()
         ),
         "Run it as a user who can read the database. If no process has it open, `force` \
-         (`--force`) replaces it",
+         replaces it",
     )
     .with_cause(cause)
 }
