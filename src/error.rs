@@ -9,7 +9,7 @@
 //! * Functions return errors and never log and swallow them. A problem that does not stop an
 //!   operation is a [`Warning`] in the result of the operation.
 
-use std::{fmt, io, path::Path};
+use std::{error::Error as StdError, fmt, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -156,7 +156,8 @@ pub struct Error {
     pub message: String,
     /// What to do, without a full stop.
     pub remedy: String,
-    /// The text of the underlying error, as the operating system or SQLite gave it.
+    /// The texts of the underlying error and of its sources, as the operating system or SQLite gave
+    /// them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
 }
@@ -171,8 +172,9 @@ impl Error {
         }
     }
 
-    pub fn with_cause(mut self, cause: impl fmt::Display) -> Self {
-        self.cause = Some(cause.to_string());
+    /// Adds the texts of an underlying error and of its sources.
+    pub fn with_cause(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.cause = Some(chain(&*cause.into()));
         self
     }
 
@@ -190,11 +192,7 @@ impl Error {
 
     /// Describes a failed call on `path`. `action` completes "Could not …", for example "write".
     pub fn io(action: &str, path: &Path, cause: io::Error) -> Self {
-        // A reader or writer of this crate may have wrapped its own error in the `io::Error`.
-        if let Some(own) = cause
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<Error>())
-        {
+        if let Some(own) = own(&cause) {
             return Error {
                 message: format!("Could not {action} {}: {}", path.display(), own.message),
                 ..own.clone()
@@ -251,7 +249,11 @@ impl Error {
     }
 
     /// Describes a database at `path` that another process keeps locked.
-    pub fn busy(action: &str, path: &Path, cause: impl fmt::Display) -> Self {
+    pub fn busy(
+        action: &str,
+        path: &Path,
+        cause: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
         let message = format!(
             "Could not {action} {}: it is locked by {}",
             path.display(),
@@ -305,6 +307,40 @@ impl Error {
         )
         .with_cause(cause)
     }
+}
+
+/// Returns the error of this crate that one of its readers or writers wrapped in an `io::Error`.
+fn own(error: &io::Error) -> Option<&Error> {
+    let inner = error.get_ref()?;
+    inner
+        .downcast_ref()
+        .or_else(|| inner.downcast_ref().and_then(own))
+}
+
+/// Returns the texts of an error and of its sources, from the outermost to the innermost. Many
+/// errors repeat the text of their source, so a text that the ones before it contain is left out.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut texts = String::new();
+    let mut add = |text: &str| {
+        if !texts.contains(text) {
+            let colon = if texts.is_empty() { "" } else { ": " };
+            texts = format!("{texts}{colon}{text}");
+        }
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let wrapped = error.downcast_ref::<io::Error>().and_then(own);
+        match error.downcast_ref::<Error>().or(wrapped) {
+            // The remedy of the outer error replaces the one of this error.
+            Some(own) => {
+                add(&own.message);
+                own.cause.iter().for_each(|cause| add(cause));
+            }
+            None => add(&error.to_string()),
+        }
+        next = error.source();
+    }
+    texts
 }
 
 /// Returns the sentence of the operating system without Rust's "(os error N)".
@@ -479,5 +515,62 @@ impl Warning {
             message: message.into(),
             path: Some(path.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    fn layers(texts: &[&'static str]) -> Layer {
+        let (text, inner) = texts.split_first().unwrap();
+        let source = (!inner.is_empty()).then(|| Box::new(layers(inner)));
+        Layer { text, source }
+    }
+
+    fn cause_of(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> String {
+        let error = Error::invalid("It failed", "Try again").with_cause(cause);
+        error.cause.unwrap()
+    }
+
+    #[test]
+    fn a_cause_names_each_source_once() {
+        for (texts, cause) in [
+            (&["outer"][..], "outer"),
+            (&["outer", "inner", "innermost"], "outer: inner: innermost"),
+            (
+                &["outer: inner", "inner", "innermost"],
+                "outer: inner: innermost",
+            ),
+            (&["outer: inner", "inner"], "outer: inner"),
+            (&["same", "same", "innermost"], "same: innermost"),
+        ] {
+            assert_eq!(cause_of(layers(texts)), cause);
+        }
+        assert_eq!(cause_of("a text"), "a text");
+        assert_eq!(cause_of(io::Error::other(layers(&["a", "b"]))), "a: b");
+    }
+
+    #[test]
+    fn an_error_that_a_reader_wrapped_keeps_its_code_and_cause() {
+        let own = Error::invalid("The block is wrong", "Use another one").with_cause("bit 3");
+        let once = io::Error::other(own.clone());
+        let twice = io::Error::other(io::Error::other(own.clone()));
+        for wrapped in [once, twice] {
+            let expected = Error {
+                message: "Could not read /a: The block is wrong".into(),
+                ..own.clone()
+            };
+            assert_eq!(Error::io("read", Path::new("/a"), wrapped), expected);
+        }
+        let wrapped = io::Error::other(own);
+        assert_eq!(cause_of(wrapped), "The block is wrong: bit 3");
     }
 }
