@@ -21,7 +21,7 @@ use crate::{
     archive::{block::Compression, manifest::BackupType, report::ProblemCode},
     commands::{
         backup::{Created, create_backup},
-        scheduled,
+        configured,
         verify::check_backup,
     },
     config::{
@@ -252,7 +252,7 @@ fn make(
     let status = match &mut made {
         Ok(created) => {
             created.backup.warnings.extend(unusable);
-            tell(created, output);
+            print_created(created, output);
             if created.backup.incomplete || created.retention_error.is_some() {
                 LESS
             } else {
@@ -279,7 +279,7 @@ fn attempt(
     let began = Began::now();
     let mut kind = args
         .kind
-        .map_or(scheduled::wanted_kind(settings), TypeArgument::backup_type);
+        .map_or(configured::wanted_kind(settings), TypeArgument::backup_type);
     let started = RunMarker::begin(
         Project::open(root).ok().as_ref(),
         kind,
@@ -355,7 +355,7 @@ impl BackupArgs {
             .keys
             .said(&self.recipient, self.encrypt, self.no_encrypt);
         let store = store(self.output.as_ref(), root, settings)?
-            .as_set(scheduled::encrypts(settings, said));
+            .as_set(configured::encrypts(settings, said));
         Ok(self.keys.on(store, &self.recipient, settings, root))
     }
 
@@ -391,12 +391,12 @@ impl BackupArgs {
         Ok(BackupOptions {
             based_on: self.base_backup.clone(),
             description: self.description.clone(),
-            ..scheduled::options(set, settings, root, store, Timestamp::now())?
+            ..configured::options(set, settings, root, store, Timestamp::now())?
         })
     }
 }
 
-fn tell(created: &Created, output: &Output) {
+fn print_created(created: &Created, output: &Output) {
     output.result(created);
     let backup = &created.backup;
     output.warnings(&backup.warnings);
@@ -651,16 +651,16 @@ fn status(
     for message in &mut status.health.messages {
         *message = translate(message);
     }
-    let mut told = serde_json::to_value(&status).unwrap_or_default();
-    told["service"] = json!(service);
-    told["inProgress"] = json!(is_in_progress);
-    told["warnings"] = json!(warnings);
-    output.result(&told);
+    let mut result = serde_json::to_value(&status).unwrap_or_default();
+    result["service"] = json!(service);
+    result["inProgress"] = json!(is_in_progress);
+    result["warnings"] = json!(warnings);
+    output.result(&result);
     output.warnings(warnings);
     let shown = project
         .as_ref()
         .zip(service.as_ref())
         .map(|(project, service)| service.shown(project));
-    super::status::tell(&status, shown.as_deref(), is_in_progress, output);
+    super::status::print_status(&status, shown.as_deref(), is_in_progress, output);
     Ok(())
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     commands::{
         check::{Inspection, Repair, inspect, repair},
-        scheduled,
+        configured,
     },
     config::Settings,
     error::{Code, Error, Result},
@@ -237,7 +237,7 @@ fn safety_store(
     let settings = Settings::read(root, &mut unusable);
     output.late_warnings(&unusable);
     let said = keys.said(&[], false, no_encrypt);
-    let store = store(dir, root, &settings)?.as_set(scheduled::encrypts(&settings, said));
+    let store = store(dir, root, &settings)?.as_set(configured::encrypts(&settings, said));
     lockable(keys.on(store, &[], &settings, root).for_recovery()).map(Some)
 }
 

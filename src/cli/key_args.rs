@@ -19,8 +19,8 @@ use crate::{
         reader::unreadable,
     },
     commands::{
+        configured::CallerEncryption,
         credentials::{KeySource, assert_passphrase},
-        scheduled::CallerEncryption,
     },
     config::Settings,
     error::{Code, Error, Result},

@@ -32,7 +32,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::output::Output;
 use crate::{
-    commands::scheduled::{self, CallerEncryption},
+    commands::configured::{self, CallerEncryption},
     config::{
         Settings,
         backup_config::{BackupConfig, DEFAULT_LOCK_TIMEOUT},
@@ -150,7 +150,7 @@ fn parse_wait(text: &str) -> std::result::Result<Duration, String> {
 /// Returns the store that the arguments name, else the one that the settings name, else
 /// `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
-    scheduled::store(
+    configured::store(
         settings,
         root,
         output.map(PathBuf::as_path),

@@ -21,7 +21,7 @@ use super::{
     status::{ago, date, hook_failure, next_run},
 };
 use crate::{
-    commands::scheduled,
+    commands::configured,
     config::{Settings, listen::Listen},
     error::{Code, Error, Result},
     project::Project,
@@ -109,8 +109,8 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     let settings = Settings::read(project.root(), &mut warnings);
     output.warnings(&warnings);
     settings.assert_usable()?;
-    let plan = scheduled::plan(&settings, project.root())?;
-    if plan.is_none() || !scheduled::is_enabled(&settings) {
+    let plan = configured::plan(&settings, project.root())?;
+    if plan.is_none() || !configured::is_enabled(&settings) {
         output.result(
             &json!({ "running": false, "started": false, "service": null, "listen": null }),
         );

@@ -14,7 +14,7 @@ use crate::{
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-pub fn tell(status: &Status, service: Option<&str>, is_in_progress: bool, output: &Output) {
+pub fn print_status(status: &Status, service: Option<&str>, is_in_progress: bool, output: &Output) {
     output.line(format!("Backups in {}", status.backup_dir.display()));
     let mut rows = vec![("schedule", schedule(status, service))];
     rows.extend(newest_rows(status));

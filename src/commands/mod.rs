@@ -11,12 +11,13 @@
 //! | [`manage`] | delete, pin and unpin backups |
 //! | [`consolidate`] | write a full backup from a chain |
 //! | [`prune`] | remove backups that retention does not keep |
-//! | [`scheduled`] | the store, the options and the schedule that the settings define |
+//! | [`configured`] | the store, the options and the schedule that the settings define |
 //! | [`credentials`] | the sources of the keys of encrypted backups |
 //! | [`own_backups`] | the backups of one project in a shared store |
 
 pub mod backup;
 pub mod check;
+pub mod configured;
 pub mod consolidate;
 pub mod credentials;
 pub mod drill;
@@ -24,6 +25,5 @@ pub mod manage;
 pub mod own_backups;
 pub mod prune;
 pub mod restore;
-pub mod scheduled;
 pub mod undo;
 pub mod verify;

@@ -16,8 +16,8 @@ use crate::{
         encryption::{Keys, parse_recipient},
     },
     commands::{
+        configured::{self, CallerEncryption},
         credentials::{KeySource, assert_passphrase},
-        scheduled::{self, CallerEncryption},
     },
     config::{
         self, Settings,
@@ -129,7 +129,7 @@ impl Config {
             ));
         }
         let said = Encryption::said(self.encryption.as_ref(), encrypt);
-        let store = scheduled::store(
+        let store = configured::store(
             &self.settings,
             root,
             self.backup_dir.as_deref(),

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    commands::{drill::DrillOptions, restore::RestoreOptions, scheduled, undo::UndoOptions},
+    commands::{configured, drill::DrillOptions, restore::RestoreOptions, undo::UndoOptions},
     config::backup_config::{BackupConfig, BackupOptions, DEFAULT_LOCK_TIMEOUT},
     error::{Error, Result},
     integrity::{Scope, target::CheckTarget},
@@ -142,7 +142,7 @@ impl CreateOptions {
             strict: self.strict,
             ..BackupConfig::default()
         };
-        let options = scheduled::options(
+        let options = configured::options(
             call.over(config.set()?),
             &config.settings,
             &config.project_root,
@@ -349,7 +349,7 @@ impl Checker {
         };
         let (settings, _) = Worker::settings(&self.launch(), &root)?;
         let said = Encryption::said(self.encryption.as_ref(), None);
-        let store = scheduled::store(
+        let store = configured::store(
             &settings,
             &root,
             self.backup_dir.as_deref(),

@@ -17,7 +17,7 @@ use crate::{
     archive::manifest::BackupType,
     commands::{
         check::{inspect, is_healthy},
-        scheduled,
+        configured,
         verify::duration_ms,
     },
     config::Settings,
@@ -156,8 +156,8 @@ fn of_service(
     issues: &mut Vec<Issue>,
 ) -> Service {
     // An invalid schedule is reported as an issue of the configuration.
-    let has_plan = matches!(scheduled::plan(settings, project.root()), Ok(Some(_)));
-    let is_enabled = has_plan && scheduled::is_enabled(settings);
+    let has_plan = matches!(configured::plan(settings, project.root()), Ok(Some(_)));
+    let is_enabled = has_plan && configured::is_enabled(settings);
     let process = match Holder::find(project) {
         Ok(Some(process)) => {
             issues.extend(idle_service(settings, is_enabled));

@@ -18,7 +18,7 @@ use super::{Log, Options, state::ServiceState};
 use crate::{
     commands::{
         backup::{Created, create_backup},
-        scheduled::{self, CallerEncryption},
+        configured::{self, CallerEncryption},
     },
     config::{Settings, backup_config::BackupConfig},
     error::{Code, Error, Result},
@@ -183,10 +183,10 @@ impl<'a> Service<'a> {
     }
 
     fn planned(&self) -> Option<Plan> {
-        if !scheduled::is_enabled(&self.settings) {
+        if !configured::is_enabled(&self.settings) {
             return None;
         }
-        scheduled::plan(&self.settings, self.project.root()).unwrap_or_else(|error| {
+        configured::plan(&self.settings, self.project.root()).unwrap_or_else(|error| {
             self.log
                 .line(&format!("the schedule cannot be used: {error}"));
             None
@@ -200,7 +200,7 @@ impl<'a> Service<'a> {
             .ok()
             .and_then(|history| history.state.as_ref().map(State::covered));
         known.max(
-            scheduled::last_run(&self.settings, self.project)
+            configured::last_run(&self.settings, self.project)
                 .ok()
                 .flatten(),
         )
@@ -219,7 +219,7 @@ impl<'a> Service<'a> {
     pub fn run(&mut self, trigger: Trigger) {
         let hooks = self.hooks.begin(trigger);
         let began = Began::now();
-        let kind = scheduled::wanted_kind(&self.settings);
+        let kind = configured::wanted_kind(&self.settings);
         let started = RunMarker::begin(Some(self.project), kind, trigger, began);
         let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
             Err(Error::new(
@@ -284,14 +284,14 @@ impl<'a> Service<'a> {
 
     fn back_up(&self) -> Result<Created> {
         let root = self.project.root();
-        let store = scheduled::store(
+        let store = configured::store(
             &self.settings,
             root,
             None,
             CallerEncryption::Nothing,
             &WorkerMode::InProcess,
         )?;
-        let mut options = scheduled::options(
+        let mut options = configured::options(
             BackupConfig::default(),
             &self.settings,
             root,
@@ -320,7 +320,7 @@ impl<'a> Service<'a> {
     /// Publishes the status of the backups over HTTP.
     pub fn look(&mut self) -> Arc<Result<Status>> {
         self.looked = Some((Instant::now(), mark(&History::path(self.project))));
-        let store = scheduled::store(
+        let store = configured::store(
             &self.settings,
             self.project.root(),
             None,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::history::{History, HookFailure, Run};
 use crate::{
     archive::manifest::BackupType,
-    commands::{own_backups::own_among, scheduled},
+    commands::{configured, own_backups::own_among},
     config::Settings,
     error::{Result, Warning, WarningCode},
     project::Project,
@@ -181,8 +181,8 @@ pub fn status(
         |project| own_among(backups.clone(), project),
     );
     let (history, unknown) = read_history(project);
-    let enabled = scheduled::is_enabled(settings);
-    let kind = scheduled::wanted_kind(settings);
+    let enabled = configured::is_enabled(settings);
+    let kind = configured::wanted_kind(settings);
     let (next_run, is_late) = next_run(project, settings, &history, &own, now)?;
     let chains = chains(&backups);
     let regular = own.iter().find(|backup| !backup.safety_backup);
@@ -264,13 +264,13 @@ fn next_run(
     now: i64,
 ) -> Result<(Option<i64>, bool)> {
     let plan = project
-        .map(|project| scheduled::plan(settings, project.root()))
+        .map(|project| configured::plan(settings, project.root()))
         .transpose()?
         .flatten();
-    let Some(plan) = plan.filter(|_| scheduled::is_enabled(settings)) else {
+    let Some(plan) = plan.filter(|_| configured::is_enabled(settings)) else {
         return Ok((None, false));
     };
-    let kind = scheduled::wanted_kind(settings);
+    let kind = configured::wanted_kind(settings);
     let covered = history.state.as_ref().map(State::covered);
     let mut state = State::new(&plan, covered.max(backup_type::last_run(own, kind)), now);
     Ok(match plan.decide(&mut state, now) {

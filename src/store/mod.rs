@@ -84,7 +84,7 @@ pub struct Doubt {
 }
 
 /// Whether new archives are encrypted, as decided by the call and the settings together. See
-/// `commands::scheduled::encrypts`.
+/// `commands::configured::encrypts`.
 ///
 /// A plain archive never follows an encrypted one unless the call itself asks for a plain archive.
 #[derive(Debug, Clone, Default, PartialEq)]

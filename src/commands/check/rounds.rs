@@ -11,7 +11,7 @@ use crate::{
     archive::manifest::BackupType,
     commands::{
         backup::create_backup,
-        scheduled::{self, CallerEncryption},
+        configured::{self, CallerEncryption},
         verify::duration_ms,
     },
     config::backup_config::BackupOptions,
@@ -234,7 +234,7 @@ fn back_up(root: &Path, is_graph_alone: bool, request: &Request<'_>) -> Result<S
     let worker_mode = request.worker_mode;
     let store = match request.store {
         Some(store) => store.clone(),
-        None => scheduled::store(
+        None => configured::store(
             &Worker::settings(worker_mode, root)?.0,
             root,
             None,

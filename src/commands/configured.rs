@@ -1,5 +1,5 @@
-//! The backups that the settings of a project define: when they are due, where they are kept, and
-//! how each is made.
+//! What the configuration of a project decides: when backups are due, where they are kept, whether
+//! they are encrypted, and how each is made.
 
 use std::path::Path;
 
