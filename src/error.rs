@@ -17,6 +17,10 @@ use crate::system::{holders, mounts};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+const CHECK_THE_DISK: &str = "Check the disk and the system's log, then run it again";
+const RESTORE_THE_NEWEST: &str =
+    "Restore the newest good backup with `kg diag restore --file latest`";
+
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, exit $exit:literal;)+) => {
         /// Error codes that programs may rely on. `docs/reference/errors.md` explains each one.
@@ -172,6 +176,23 @@ impl Error {
         }
     }
 
+    /// Adds to the remedy that the operation left everything as it was.
+    pub fn with_nothing_changed(mut self) -> Self {
+        let mut rest = self.remedy.chars();
+        let first = rest.next().map(|letter| letter.to_ascii_lowercase());
+        let rest = rest.as_str();
+        self.remedy = format!("Nothing was changed; {}{rest}", first.unwrap_or_default());
+        self
+    }
+
+    /// Replaces the remedy if the error has that code, because the caller knows a better one.
+    pub fn with_remedy_for(mut self, code: Code, remedy: &str) -> Self {
+        if self.code == code {
+            self.remedy = remedy.into();
+        }
+        self
+    }
+
     /// Adds the texts of an underlying error and of its sources.
     pub fn with_cause(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.cause = Some(chain(&*cause.into()));
@@ -180,6 +201,21 @@ impl Error {
 
     pub fn invalid(message: impl Into<String>, remedy: impl Into<String>) -> Self {
         Error::new(Code::InvalidOption, message, remedy)
+    }
+
+    /// Describes a defect of this software.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Error::new(Code::Internal, message, "Please report this")
+    }
+
+    /// Describes a database that only a backup can bring back.
+    pub fn damaged(message: impl Into<String>) -> Self {
+        Error::new(Code::DatabaseDamaged, message, RESTORE_THE_NEWEST)
+    }
+
+    /// Describes a lock of this tool that another process kept for longer than `lockTimeout`.
+    pub fn locked(code: Code, message: impl Into<String>) -> Self {
+        Error::new(code, message, "Wait until it ends, or raise `lockTimeout`")
     }
 
     pub fn aborted() -> Self {
@@ -235,10 +271,7 @@ impl Error {
                 "Another kind of file is at this path or above it: find out what it is, and move \
                  it away",
             ),
-            _ => (
-                Code::Io,
-                "Check the disk and the system's log, then run it again",
-            ),
+            _ => (Code::Io, CHECK_THE_DISK),
         };
         Error::new(
             code,
@@ -272,10 +305,7 @@ impl Error {
         );
         let (code, remedy) = match cause.sqlite_error_code() {
             Some(DatabaseBusy | DatabaseLocked) => return Error::busy(action, path, cause),
-            Some(DatabaseCorrupt | NotADatabase) => (
-                Code::DatabaseDamaged,
-                "Restore the newest good backup with `kg diag restore --file latest`",
-            ),
+            Some(DatabaseCorrupt | NotADatabase) => (Code::DatabaseDamaged, RESTORE_THE_NEWEST),
             Some(DiskFull) => (
                 Code::NoSpace,
                 "Free some space on that disk and run it again",
@@ -287,10 +317,7 @@ impl Error {
                  system's log. If the file system has no `fsync`, restore into a directory on \
                  another file system with `targetDir`",
             ),
-            Some(SystemIoFailure) => (
-                Code::DatabaseUnreadable,
-                "Check the disk and the system's log, then run it again",
-            ),
+            Some(SystemIoFailure) => (Code::DatabaseUnreadable, CHECK_THE_DISK),
             _ => (
                 Code::DatabaseUnreadable,
                 "Check that this user may read the file and write its directory",
@@ -538,6 +565,22 @@ mod tests {
     fn cause_of(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> String {
         let error = Error::invalid("It failed", "Try again").with_cause(cause);
         error.cause.unwrap()
+    }
+
+    #[test]
+    fn a_remedy_is_prefixed_or_replaced() {
+        let error = Error::damaged("It is damaged").with_nothing_changed();
+        assert_eq!(
+            error.remedy,
+            "Nothing was changed; restore the newest good backup with \
+             `kg diag restore --file latest`"
+        );
+        let other = error
+            .clone()
+            .with_remedy_for(Code::NoSpace, "Free some space");
+        assert_eq!(other, error);
+        let replaced = error.with_remedy_for(Code::DatabaseDamaged, "Salvage it");
+        assert_eq!(replaced.remedy, "Salvage it");
     }
 
     #[test]

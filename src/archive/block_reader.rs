@@ -20,7 +20,7 @@ use super::{
     seal::{Container, FileFacts, SealedFile},
 };
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     util::{
         operation::CancelToken,
         ordered_pool::{self, Closed, Deliver, Submit, cores},
@@ -133,10 +133,8 @@ impl Decoder {
             Some(Ok(facts)) => {
                 facts.map_err(|cause| Error::io("read", "the archive".as_ref(), cause))
             }
-            _ => Err(Error::new(
-                Code::Internal,
+            _ => Err(Error::internal(
                 "The thread that reads the archive panicked",
-                "Please report this",
             )),
         }
     }

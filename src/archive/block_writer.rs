@@ -21,7 +21,7 @@ use super::{
     seal::{Container, DIGEST_BYTES},
 };
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     util::{
         content_hash::{ContentHash, content_hash},
         hex::hex,
@@ -222,10 +222,8 @@ impl Encoder {
         self.pipeline = None;
         match self.output.take().map(JoinHandle::join) {
             Some(Ok(written)) => written,
-            _ => Err(Error::new(
-                Code::Internal,
+            _ => Err(Error::internal(
                 "The thread that writes the archive panicked",
-                "Please report this",
             )),
         }
     }
@@ -417,6 +415,7 @@ fn failed(cause: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     /// Fails from write number `writes_left` on, as a full disk does.
     struct Full {

@@ -15,6 +15,7 @@ use std::{
 use nix::sys::statvfs::statvfs;
 
 use super::{
+    errors::checksum_mismatch,
     manifest::{Manifest, Owner},
     reader::Unpack,
     sparse::SparseFile,
@@ -81,15 +82,9 @@ impl Unpack for Unpacking<'_> {
         if let Some(expected) = &self.expected
             && expected.get(name) != Some(&size_bytes)
         {
-            return Err(Error::new(
-                Code::ChecksumMismatch,
-                format!(
-                    "Checksum mismatch: {name} has {size_bytes} bytes, which differs from the \
-                     manifest next to the archive"
-                ),
-                "Nothing was changed; see the damage with `kg diag backup --verify` and use another \
-                 backup (`kg diag backup --list`)",
-            ));
+            return Err(checksum_mismatch(format_args!(
+                "{name} has {size_bytes} bytes, which differs from the manifest next to the archive"
+            )));
         }
         let Some(dir) = self
             .dir

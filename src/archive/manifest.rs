@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::errors::not_a_backup;
 use crate::{
     error::{Code, Error, Result, Warning},
     project::Component,
@@ -316,12 +317,7 @@ impl Manifest {
             version: String,
         }
         let invalid = |cause: serde_json::Error| {
-            Error::new(
-                Code::NotABackup,
-                format!("The manifest of {name} cannot be read"),
-                "Use another backup: `kg diag backup --list`",
-            )
-            .with_cause(cause)
+            not_a_backup(format!("The manifest of {name} cannot be read")).with_cause(cause)
         };
         let Versioned { version } = serde_json::from_slice(json).map_err(invalid)?;
         let major = version

@@ -23,6 +23,7 @@ pub mod block_writer;
 mod deflate;
 pub mod delta;
 pub mod encryption;
+pub mod errors;
 pub mod extract;
 pub mod filter;
 pub mod manifest;

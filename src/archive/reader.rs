@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use super::{
     block_reader::Decoder,
     encryption::{Keys, read::Closed},
+    errors::backup_not_found,
     manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner},
     report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry, Report},
     seal::SealedFile,
@@ -203,13 +204,7 @@ pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
     if cause.kind() != io::ErrorKind::NotFound {
         return Error::io("read", archive, cause);
     }
-    let message = format!("{} no longer exists", archive.display());
-    Error::new(
-        Code::BackupNotFound,
-        message,
-        "See the backups with `kg diag backup --list`",
-    )
-    .with_cause(cause)
+    backup_not_found(format!("{} no longer exists", archive.display())).with_cause(cause)
 }
 
 /// Why reading ends before the end of the tar. The archive has a problem then.

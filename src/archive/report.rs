@@ -4,8 +4,8 @@ use std::{ops::Range, path::Path};
 
 use serde::Serialize;
 
-use super::{manifest::Manifest, tar_entries::Head};
-use crate::error::{Code, Error, Result};
+use super::{errors::checksum_mismatch, manifest::Manifest, tar_entries::Head};
+use crate::error::Result;
 
 /// Maximum number of problems listed separately. The others are counted in one problem.
 pub(super) const MAX_PROBLEMS: usize = 100;
@@ -89,15 +89,10 @@ impl Report {
             (problem, _) => {
                 let what =
                     problem.map_or("it has no manifest".to_string(), |problem| problem.message);
-                Err(Error::new(
-                    Code::ChecksumMismatch,
-                    format!(
-                        "Checksum mismatch: {} is not what was written: {what}",
-                        archive.display()
-                    ),
-                    "Nothing was changed; see the damage with `kg diag backup --verify` and use \
-                     another backup (`kg diag backup --list`)",
-                ))
+                Err(checksum_mismatch(format_args!(
+                    "{} is not what was written: {what}",
+                    archive.display()
+                )))
             }
         }
     }

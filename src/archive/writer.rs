@@ -245,7 +245,7 @@ pub(super) fn size_mismatch(record: &FileRecord, bytes: u64) -> Error {
         record.entry,
         record.entry_size()
     );
-    Error::new(Code::Internal, what, "Please report this")
+    Error::internal(what)
 }
 
 fn header(size: u64, mode: u32, mtime: i64, (uid, gid): Owner) -> tar::Header {

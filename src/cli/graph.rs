@@ -23,7 +23,7 @@ use crate::{
     config::backup_config::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result, Warning, WarningCode},
     integrity::{SCRATCH_PREFIX, vectors},
-    project::{Project, database_path},
+    project::{Project, database_path, discover::no_database},
     sqlite::snapshot::{self, Capture, Conditions},
     util::{operation::CancelToken, regular_file, temp_dir::Scratch},
 };
@@ -114,11 +114,7 @@ impl Nodes {
     fn count(project: &Project) -> Result<Self> {
         let database = database_path::database_path(project.root(), &mut Vec::new()).absolute;
         if !database.is_file() {
-            return Err(Error::new(
-                Code::NoDatabase,
-                format!("The project has no database at {}", database.display()),
-                "Restore it first: `kg diag restore --file latest --db-only`",
-            ));
+            return Err(no_database(&database));
         }
         let nodes = ids(&database, "nodes")?;
         let state = project.state_dir();

@@ -20,15 +20,15 @@ use serde::Serialize;
 use self::rounds::{Request, Rounds};
 use crate::{
     commands::verify::duration_ms,
-    error::{Code, Error, Result},
+    error::{Error, Result},
     integrity::{
         Checked, Report, SCRATCH_PREFIX, Scope,
         issue::{Issue, IssueCode, Part, Severity},
         repair::{Action, Done, Salvage, Work},
         target::CheckTarget,
     },
-    project::STATE_DIR,
-    sqlite::wal_in_use::CLOSE_IT,
+    project::{STATE_DIR, without_project},
+    sqlite::wal_in_use,
     store::Store,
     util::{
         operation::{OperationContext, Phase},
@@ -264,11 +264,7 @@ impl Repair {
 fn assert_may_repair(found: &Inspection, is_meant: impl Fn(&Issue) -> bool) -> Result<()> {
     let of = |code: IssueCode| found.issues.iter().find(|issue| issue.code == code);
     if let Some(issue) = of(IssueCode::WalNotInUse) {
-        return Err(Error::new(
-            Code::DatabaseInUse,
-            issue.message.clone(),
-            CLOSE_IT,
-        ));
+        return Err(wal_in_use::refused(&issue.message));
     }
     let would_act = || {
         found
@@ -324,17 +320,6 @@ fn copy_beside(database: &Path, actions: &[Action]) -> Result<PathBuf> {
         .map(named)
         .find(|path| !path.exists())
         .unwrap_or_default())
-}
-
-fn without_project(database: &Path) -> Error {
-    Error::new(
-        Code::NoProject,
-        format!(
-            "{} is damaged, and belongs to no project that could keep the replaced database",
-            database.display()
-        ),
-        "Nothing was changed; copy it into a project, as .kg/knowledge.db, and repair it there",
-    )
 }
 
 impl From<Done> for ActionResult {

@@ -19,7 +19,7 @@ use crate::{
         cron::time_zone,
         plan::{Plan, PlanOptions},
     },
-    store::{Doubt, EncryptionPolicy, Store, known_stores},
+    store::{Doubt, EncryptionPolicy, NAME_THE_READERS, Store, known_stores},
     worker::client::WorkerMode,
 };
 
@@ -160,9 +160,9 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
         CallerEncryption::Nothing | CallerEncryption::Encrypted => {}
     }
     let unclear = |what: String| {
-        let remedy = "Fix it (`kg config show --all` lists the valid values), or name who can read \
-                      this backup with `encryption.recipients` or `encryption.passphraseFile`; \
-                      `encrypt: false` makes an unencrypted backup";
+        let remedy = format!(
+            "Fix it (`kg config show --all` lists the valid values), or {NAME_THE_READERS}"
+        );
         EncryptionPolicy::Undecided(Error::new(Code::KeyInvalid, what, remedy))
     };
     let is_asked_for = said == CallerEncryption::Encrypted;
@@ -174,14 +174,10 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
             "{}, so it is unclear who can read the backup",
             error.message
         )),
-        (Err(error), _) => {
-            let say = "or name who can read this backup with `encryption.recipients` or \
-                       `encryption.passphraseFile`, or use `encrypt: false`";
-            EncryptionPolicy::Unread(Error {
-                remedy: format!("{}; {say}", error.remedy),
-                ..error
-            })
-        }
+        (Err(error), _) => EncryptionPolicy::Unread(Error {
+            remedy: format!("{}; or {NAME_THE_READERS}", error.remedy),
+            ..error
+        }),
         (Ok(()), Some(true)) => EncryptionPolicy::Yes,
         (Ok(()), _) if is_asked_for => EncryptionPolicy::Yes,
         (Ok(()), Some(false)) => EncryptionPolicy::TurnedOff,

@@ -20,6 +20,7 @@ use crate::{
     archive::{
         block::Compression,
         block_writer::Written,
+        errors::{checksum_mismatch, not_a_backup},
         filter::EntryFilter,
         manifest::{BackupType, FORMAT_VERSION, FileRecord, Manifest, Stats, Storage, Tool},
         reuse::ReuseSource,
@@ -111,15 +112,11 @@ pub fn consolidate(
 
 /// Replaces the remedy of a restore, which is to choose another directory and does not help here.
 fn no_room(error: Error) -> Error {
-    match error.code {
-        Code::NoSpace => Error {
-            remedy: "Nothing was changed. Free space there for the unpacked project and the new \
-                     archive, and run it again"
-                .into(),
-            ..error
-        },
-        _ => error,
-    }
+    error.with_remedy_for(
+        Code::NoSpace,
+        "Nothing was changed; free space there for the unpacked project and the new archive, and \
+         run it again",
+    )
 }
 
 fn write(
@@ -139,11 +136,7 @@ fn write(
                 "{} describes {} twice, so it is not a valid backup",
                 state.manifest.id, record.entry
             );
-            return Err(Error::new(
-                Code::NotABackup,
-                message,
-                "Use another backup: `kg diag backup --list`",
-            ));
+            return Err(not_a_backup(message));
         }
         let whole = FileRecord {
             stored: Storage::Full,
@@ -217,14 +210,13 @@ fn assert_same(incremental: &Manifest, full: &Manifest) -> Result<()> {
         .clone()
         .find(|record| incremental.content_digest(record) != full.digest_of(&record.entry));
     let Some(other) = other else { return Ok(()) };
-    Err(Error::new(
-        Code::ChecksumMismatch,
-        format!(
-            "Checksum mismatch: {} was not written as {} describes it",
+    Err(Error {
+        remedy: "Nothing was changed; check the disk of the backups, then run it again".into(),
+        ..checksum_mismatch(format_args!(
+            "{} was not written as {} describes it",
             other.path, incremental.id
-        ),
-        "Nothing was changed; check the disk of the backups, then run it again",
-    ))
+        ))
+    })
 }
 
 /// A file that reports progress while it is read. Reading fails once the operation is cancelled.

@@ -69,16 +69,11 @@ pub struct DrillResult {
 /// Replaces the remedy of a restore or a check, which is to set another target or `TMPDIR` and does
 /// not help here.
 fn no_room(error: Error) -> Error {
-    match error.code {
-        Code::NoSpace => Error {
-            remedy:
-                "Free some space there, or name a directory with room for the restored project \
-                     and a copy of its database: `directory`"
-                    .into(),
-            ..error
-        },
-        _ => error,
-    }
+    error.with_remedy_for(
+        Code::NoSpace,
+        "Free some space there, or name a directory with room for the restored project and a copy \
+         of its database: `directory`",
+    )
 }
 
 /// Restores a backup into a temporary directory and checks it there. The directory is removed, even

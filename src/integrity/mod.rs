@@ -44,7 +44,7 @@ use self::{
     target::{CheckTarget, Resolved},
 };
 use crate::{
-    error::{Code, Error, Result, plain},
+    error::{Error, Result, plain},
     project::{Project, STATE_DIR, names},
     sqlite::{
         check::{Pragma, bound, everything, is_unread_schema, read_schema, refused},
@@ -421,13 +421,7 @@ fn structure_and_fulltext(
         if found.iter().any(repair::is_damage) {
             stop.cancel();
         }
-        let panicked = |_| {
-            Err(Error::new(
-                Code::Internal,
-                "The check of full-text indexes panicked",
-                "Please report this",
-            ))
-        };
+        let panicked = |_| Err(Error::internal("The check of full-text indexes panicked"));
         add_new(&mut found, beside.join().unwrap_or_else(panicked)?);
         Ok(found)
     })

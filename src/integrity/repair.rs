@@ -259,8 +259,7 @@ fn change(
                 "{} turned out to be damaged while it was repaired",
                 database.display()
             );
-            let remedy = "Nothing was changed; restore the newest good backup";
-            let error = Error::new(Code::DatabaseDamaged, message, remedy);
+            let error = Error::damaged(message).with_nothing_changed();
             return Ok(actions
                 .iter()
                 .map(|action| failed(action, &error))

@@ -38,7 +38,7 @@ use crate::{
         undo::undo_restore,
         verify::check_backup,
     },
-    error::{Code, Error, Result, Warning},
+    error::{Error, Result, Warning},
     store::Store,
     util::{
         operation::{CancelToken, OperationContext, Progress},
@@ -178,7 +178,7 @@ fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
             .map(String::as_str)
             .or(panic.downcast_ref::<&str>().copied());
         let message = format!("Internal error: {}", said.unwrap_or("a panic"));
-        Err(Error::new(Code::Internal, message, "Please report this"))
+        Err(Error::internal(message))
     });
     match done {
         Ok(value) => json!({ "ok": value }).to_string(),
@@ -340,12 +340,6 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
 }
 
 fn value(result: impl serde::Serialize) -> Result<Value> {
-    serde_json::to_value(result).map_err(|cause| {
-        Error::new(
-            Code::Internal,
-            "The result could not be serialized",
-            "Please report this",
-        )
-        .with_cause(cause)
-    })
+    serde_json::to_value(result)
+        .map_err(|cause| Error::internal("The result could not be serialized").with_cause(cause))
 }

@@ -158,6 +158,16 @@ struct Graph {
     is_outside: bool,
 }
 
+/// Describes a project whose database does not exist.
+pub fn no_database(path: &Path) -> Error {
+    Error::new(
+        Code::NoDatabase,
+        format!("The project has no database at {}", path.display()),
+        "Set `database.path` in .kg/config.json, or restore a backup with `kg diag restore --file \
+         latest`",
+    )
+}
+
 fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Graph> {
     let located = database_path::database_path(project.root(), warnings);
     match fs::metadata(&located.absolute) {
@@ -170,14 +180,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
             ));
         }
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::new(
-                Code::NoDatabase,
-                format!(
-                    "The project has no database at {}",
-                    located.absolute.display()
-                ),
-                "Set `database.path` in .kg/config.json, or restore a backup with `kg diag restore --file latest`",
-            ));
+            return Err(no_database(&located.absolute));
         }
         Err(cause) => return Err(Error::io("read", &located.absolute, cause)),
     }

@@ -102,6 +102,18 @@ impl Project {
     }
 }
 
+/// Describes a damaged database whose repair has no project to keep the replaced content in.
+pub fn without_project(database: &Path) -> Error {
+    Error::new(
+        Code::NoProject,
+        format!(
+            "{} belongs to no project that could keep the replaced database",
+            database.display()
+        ),
+        "Nothing was changed; copy it into a project, as .kg/knowledge.db, and repair it there",
+    )
+}
+
 fn no_project(root: &Path) -> Error {
     Error::new(
         Code::NoProject,

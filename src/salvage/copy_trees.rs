@@ -24,13 +24,14 @@ use rusqlite::{Connection, config::DbConfig};
 
 use super::{
     file::Source,
+    not_sound,
     orphans::Orphans,
     overflow::Chains,
     schema::{Object, Schema},
     walk::TreeScan,
 };
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     sqlite::{
         check::{Pragma, everything},
         files::lock_page,
@@ -235,11 +236,7 @@ pub fn append(
     }
     match unsound(path, cancel)? {
         None => Ok(refused),
-        Some(reason) => Err(Error::new(
-            Code::Internal,
-            format!("The salvaged database is not sound: {reason}"),
-            "Nothing was changed; restore the newest good backup, and please report this",
-        )),
+        Some(reason) => Err(not_sound(&reason)),
     }
 }
 

@@ -100,6 +100,15 @@ pub fn salvage(
     salvaged
 }
 
+/// Describes a salvaged database that SQLite does not find sound.
+fn not_sound(findings: &str) -> Error {
+    Error::new(
+        Code::Internal,
+        format!("The salvaged database is not sound: {findings}"),
+        "Nothing was changed; restore the newest good backup, and please report this",
+    )
+}
+
 fn salvage_new(
     path: &Path,
     target: &Path,
@@ -176,11 +185,10 @@ fn assert_salvageable(path: &Path, source: &Source) -> Result<()> {
 }
 
 fn nothing_salvaged(path: &Path) -> Error {
-    Error::new(
-        Code::DatabaseDamaged,
-        format!("{} contains nothing that could be salvaged", path.display()),
-        "Restore the newest good backup with `kg diag restore --file latest`",
-    )
+    Error::damaged(format!(
+        "{} contains nothing that could be salvaged",
+        path.display()
+    ))
 }
 
 /// Assigns overflow pages to the cells of all leaves that belong to a tree.

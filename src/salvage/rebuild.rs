@@ -16,11 +16,12 @@ use rusqlite::{
 use super::{
     copy_trees::{self, Carried},
     file::{Encoding, Source},
+    not_sound,
     report::ObjectReport,
     schema::Object,
 };
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     sqlite::{check, format::header::Header, quoted},
     util::operation::CancelToken,
 };
@@ -305,14 +306,7 @@ impl Target {
         if findings.is_empty() {
             return Ok(());
         }
-        Err(Error::new(
-            Code::Internal,
-            format!(
-                "The salvaged database is not sound: {}",
-                findings.join("; ")
-            ),
-            "Restore the newest good backup, and please report this",
-        ))
+        Err(not_sound(&findings.join("; ")))
     }
 
     fn close(self) -> Result<(PathBuf, Vec<ObjectReport>)> {

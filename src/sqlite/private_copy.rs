@@ -124,13 +124,10 @@ fn refused(copy: raw_copy::RawCopy, error: Error) -> PrivateCopy {
 
 /// Replaces the advice for checks, which is to choose another directory: it does not help here.
 fn no_room(error: Error) -> Error {
-    match error.code {
-        Code::NoSpace => Error {
-            remedy: "Nothing was changed; free that much space there, and run it again".into(),
-            ..error
-        },
-        _ => error,
-    }
+    error.with_remedy_for(
+        Code::NoSpace,
+        "Nothing was changed; free that much space there, and run it again",
+    )
 }
 
 /// Returns `KG_NO_SPACE` if the copy does not fit, so that the disk is not filled.

@@ -20,7 +20,7 @@ use nix::{errno::Errno, fcntl::OFlag, libc};
 use rusqlite::ffi;
 
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     util::dir_handle::DirHandle,
 };
 
@@ -53,7 +53,7 @@ pub fn watch() -> Result<()> {
         return Ok(());
     }
     let message = "This build cannot watch the system calls of SQLite";
-    Err(Error::new(Code::Internal, message, "Please report this"))
+    Err(Error::internal(message))
 }
 
 /// Replaces system calls of SQLite's default VFS with `xSetSystemCall`

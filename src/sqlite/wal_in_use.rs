@@ -66,11 +66,6 @@ const DELETED: &[u8] = b" (deleted)";
 /// (<https://sqlite.org/walformat.html#the_wal_index_header>).
 const INDEX_HEADER_BYTES: usize = 48;
 
-/// The remedy to show before a database is changed.
-pub const CLOSE_IT: &str = "Nothing was changed; if the commits of that process matter, save them \
-                            with `VACUUM INTO` on its own connection. Then stop it and run this \
-                            again";
-
 /// A process whose commits are not in the files at the path of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elsewhere {
@@ -112,15 +107,21 @@ impl Elsewhere {
 
     /// Returns `KG_DATABASE_IN_USE`, with the reason why the database at `path` is not written.
     pub fn refusal(&self, path: &Path) -> Error {
-        Error::new(
-            Code::DatabaseInUse,
-            format!(
-                "{}; a change here would damage its database or not reach it",
-                self.says(&path.display().to_string())
-            ),
-            CLOSE_IT,
-        )
+        refused(&format!(
+            "{}; a change here would damage its database or not reach it",
+            self.says(&path.display().to_string())
+        ))
     }
+}
+
+/// Returns `KG_DATABASE_IN_USE` for a database that is not changed because of such a process.
+pub fn refused(message: &str) -> Error {
+    Error::new(
+        Code::DatabaseInUse,
+        message,
+        "Nothing was changed; if the commits of that process matter, save them with `VACUUM INTO` \
+         on its own connection. Then stop it and run this again",
+    )
 }
 
 /// Returns a process whose commits to this database are not in the files at its path.

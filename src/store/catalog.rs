@@ -15,6 +15,7 @@ use super::{
 use crate::{
     archive::{
         encryption,
+        errors::backup_not_found,
         manifest::Manifest,
         reader::{MAX_TEXT_BYTES, unreadable},
     },
@@ -67,11 +68,8 @@ impl Store {
                 Err(_) => {}
             }
         }
-        Err(Error::new(
-            Code::BackupNotFound,
-            format!("{} contains no backup {id}", self.dir.display()),
-            "See the ids with `kg diag backup --list` or listBackups()",
-        ))
+        let dir = self.dir.display();
+        Err(backup_not_found(format!("{dir} contains no backup {id}")))
     }
 
     /// Returns whether the store has a backup with that id, including one that cannot be read.
@@ -217,14 +215,10 @@ impl Store {
         if let Err(Flaw::Unread(error)) = led_to(path, &ARCHIVE_ENDINGS) {
             return Err(error);
         }
-        Err(Error::new(
-            Code::BackupNotFound,
-            format!(
-                "There is no file {reference} and no such backup in {}",
-                self.dir.display()
-            ),
-            "Check the path, or see the backups with `kg diag backup --list`",
-        ))
+        Err(backup_not_found(format!(
+            "There is no file {reference} and no such backup in {}",
+            self.dir.display()
+        )))
     }
 
     /// Describes an entry that is not listed, using only names and manifests. Returns `None` for an

@@ -18,6 +18,7 @@ use crate::{
     archive::{
         delta::{Collected, PageCollector},
         encryption::Keys,
+        errors::checksum_mismatch,
         manifest::{DIGEST_PREFIX, Manifest, Storage},
         reader::{Discard, Unpack, read_archive},
         report::{Problem, ProblemCode, Report},
@@ -98,14 +99,10 @@ fn manifest_of(
 }
 
 fn broken(member: &Path, what: String) -> Error {
-    Error::new(
-        Code::ChecksumMismatch,
-        format!(
-            "Checksum mismatch: {} does not match the backups that it depends on: {what}",
-            member.display()
-        ),
-        "Nothing was changed; use another backup (`kg diag backup --list`)",
-    )
+    checksum_mismatch(format_args!(
+        "{} does not match the backups that it depends on: {what}",
+        member.display()
+    ))
 }
 
 /// Returns the page hashes of all databases in the newest of `members`. All archives are verified on

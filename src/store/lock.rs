@@ -106,14 +106,13 @@ fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
         holder
     };
     let holder = holders::with_own_name(file.metadata().ok().as_ref(), own, said);
-    Error::new(
+    Error::locked(
         Code::StoreLocked,
         format!(
             "{} is in use by {holder}; waited {} s",
             dir.display(),
             waited.as_secs_f32()
         ),
-        "Wait until it ends, or raise `lockTimeout`",
     )
 }
 

@@ -60,6 +60,10 @@ use crate::{
 /// The tolerated difference between the clocks of machines that share a store.
 const CLOCK_TOLERANCE_MS: i64 = 10 * 60 * 1000;
 
+/// What to do if it is unclear how to encrypt a backup.
+pub const NAME_THE_READERS: &str = "name who can read this backup with `encryption.recipients` or \
+                                    `encryption.passphraseFile`, or use `encrypt: false`";
+
 /// A directory of backups.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -180,11 +184,7 @@ impl Store {
         }
         let dir = paths::absolute(dir).map_err(|cause| Error::io("resolve", dir, cause))?;
         match fs::metadata(&dir) {
-            Ok(found) if !found.is_dir() => Err(Error::new(
-                Code::BackupDirInvalid,
-                format!("The backup directory {} is a file", dir.display()),
-                "Name a directory, or remove that file",
-            )),
+            Ok(found) if !found.is_dir() => Err(dir_invalid(&dir, "is a file")),
             _ => Ok(Store {
                 dir,
                 project: None,
@@ -454,14 +454,9 @@ impl Store {
             return Ok(());
         }
         atomic_file::create_dirs(&self.dir).map_err(|cause| match cause.kind() {
-            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Error::new(
-                Code::BackupDirInvalid,
-                format!(
-                    "The backup directory {} lies below a file",
-                    self.dir.display()
-                ),
-                "Name a directory",
-            ),
+            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                dir_invalid(&self.dir, "lies below a file")
+            }
             _ => Error::io("create", &self.dir, cause),
         })
     }
@@ -474,6 +469,14 @@ pub fn lacks(warnings: &[Warning]) -> Option<String> {
         .iter()
         .filter(|warning| warning.code.means_incomplete());
     first_and_more(lacking.map(|warning| &warning.message))
+}
+
+fn dir_invalid(dir: &Path, what: &str) -> Error {
+    Error::new(
+        Code::BackupDirInvalid,
+        format!("The backup directory {} {what}", dir.display()),
+        "Name a directory, or remove that file",
+    )
 }
 
 /// Returns the error for a plain archive that would follow encrypted ones without the caller's
@@ -492,10 +495,7 @@ fn first_plain(cause: Option<&Error>) -> Error {
             "{why}The newest backup of this project is encrypted, but no setting or option says \
              how to encrypt the next one"
         ),
-        format!(
-            "{remedy}; or give `encryption.recipients` or `encryption.passphraseFile`. \
-             `encrypt: false` makes a plain backup"
-        ),
+        format!("{remedy}; or {NAME_THE_READERS}"),
     )
 }
 

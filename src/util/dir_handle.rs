@@ -211,7 +211,7 @@ impl DirHandle {
     pub fn place(&self, relative: &Path) -> Result<Option<EntryHandle>> {
         let mut names = relative.iter();
         let Some(name) = names.next_back() else {
-            return Err(in_the_way(&self.path));
+            return Err(not_a_directory(&self.path));
         };
         let mut dir = self
             .again()
@@ -221,7 +221,7 @@ impl DirHandle {
             match openat(&dir.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
                 Ok(fd) => dir = DirHandle { fd, path },
                 Err(Errno::ENOENT) => return Ok(None),
-                Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(in_the_way(&path)),
+                Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(not_a_directory(&path)),
                 Err(cause) => return Err(Error::io("open", &path, cause.into())),
             }
         }
@@ -336,14 +336,19 @@ fn foreign(link: &Path, of: u32, dir: &Path, owner: u32) -> Error {
     Error::new(Code::UnsafeFile, message, remedy)
 }
 
-pub fn in_the_way(path: &Path) -> Error {
+/// Describes an existing entry that a restore does not replace. `what` says why.
+pub fn in_the_way(path: &Path, what: &str) -> Error {
     Error::new(
         Code::TargetInvalid,
-        format!(
-            "{} is in the way: it is a link or a file where the backup has a directory",
-            path.display()
-        ),
+        format!("{} {what}", path.display()),
         "Move it away, or restore into another directory with `targetDir`",
+    )
+}
+
+pub fn not_a_directory(path: &Path) -> Error {
+    in_the_way(
+        path,
+        "is in the way: it is a link or a file where the backup has a directory",
     )
 }
 

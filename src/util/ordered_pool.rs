@@ -13,7 +13,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     util::threads,
 };
 
@@ -83,19 +83,17 @@ impl<O> Iterator for Deliver<O> {
     /// Returns the next result in order, or an error if its thread panicked.
     fn next(&mut self) -> Option<Result<O>> {
         let slot = self.slots.recv().ok()?;
-        Some(slot.recv().map_err(|_| {
-            Error::new(
-                Code::Internal,
-                "A worker thread panicked",
-                "Please report this",
-            )
-        }))
+        Some(
+            slot.recv()
+                .map_err(|_| Error::internal("A worker thread panicked")),
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     #[test]
     fn results_come_in_the_order_of_submission() {

@@ -87,9 +87,10 @@ pub fn read_orders(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>> {
     };
     assert_one_name(&file, path)?;
     if let Some(why) = why_foreign(&file.metadata().map_err(failed)?) {
-        let message = format!("{} was not used: {why}", path.display());
-        let remedy = "Run this as that user; or review the file, and move it away";
-        return Err(Error::new(Code::UnsafeFile, message, remedy));
+        return Err(Error {
+            remedy: "Run this as that user; or review the file, and move it away".into(),
+            ..unsafe_file(path, &why)
+        });
     }
     read(&file, most_bytes).map(Some).map_err(failed)
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     archive::manifest::{Blocks, FileRecord, Manifest, Storage},
-    error::{Code, Error, Result, WarningCode},
+    error::{Error, Result, WarningCode},
     sqlite::{
         check::{Depth, IntegrityStatus},
         page_hashes::{BlockHashes, DatabaseHashes, PageFile},
@@ -70,13 +70,7 @@ pub struct Baseline {
 impl Baseline {
     pub fn read(path: &Path) -> Result<Self> {
         let json = fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
-        let wrong = || {
-            Error::new(
-                Code::Internal,
-                "The data of the base backup cannot be read",
-                "Please report this",
-            )
-        };
+        let wrong = || Error::internal("The data of the base backup cannot be read");
         let base: BaselineFile =
             serde_json::from_slice(&json).map_err(|cause| wrong().with_cause(cause))?;
         let hashes = path.with_file_name(&base.page_hashes);

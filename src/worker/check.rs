@@ -9,7 +9,7 @@ use super::{
     restore::{lock_against_restores, lock_and_recover, salvage},
 };
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     integrity::{
         Check, Report, VECTOR_DATABASE, check,
         issue::Part,
@@ -56,11 +56,7 @@ pub fn inspect(
                     answers.message(checking).inspect_err(|_| cancel.cancel())?;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::new(
-                        Code::Internal,
-                        "The checks panicked",
-                        "Please report this",
-                    ));
+                    return Err(Error::internal("The checks panicked"));
                 }
             }
         }

@@ -241,9 +241,17 @@ impl Worker {
 
 /// Creates the error for an answer that the protocol does not allow at this point.
 pub fn protocol_violation() -> Error {
-    Error::new(
+    mixed_releases(
         Code::ReaderProtocol,
-        "The worker process sent an unexpected response",
+        "The worker process sent an unexpected response".into(),
+    )
+}
+
+/// Describes a worker that may belong to another release.
+fn mixed_releases(code: Code, message: String) -> Error {
+    Error::new(
+        code,
+        message,
         "Install @weavelogic/knowledge-graph-agent again, so that all its parts have the same \
          release",
     )
@@ -279,11 +287,7 @@ impl Thread {
                 Some(Ok(answer)) => return Ok(answer),
                 Some(Err(RecvTimeoutError::Timeout)) => {}
                 Some(Err(RecvTimeoutError::Disconnected)) | None => {
-                    return Err(Error::new(
-                        Code::Internal,
-                        "The worker thread ended early",
-                        "Please report this",
-                    ));
+                    return Err(Error::internal("The worker thread ended early"));
                 }
             }
         }
@@ -398,12 +402,8 @@ impl Process {
             None => "does not answer like a worker".to_string(),
         };
         let said = self.end();
-        Err(Error::new(
-            Code::ReaderVersion,
-            format!("The worker {} {found}{said}", self.executable.display()),
-            "Install @weavelogic/knowledge-graph-agent again, so that all its parts have the same \
-             release",
-        ))
+        let message = format!("The worker {} {found}{said}", self.executable.display());
+        Err(mixed_releases(Code::ReaderVersion, message))
     }
 
     fn next(&mut self, cancel: &CancelToken) -> Result<Response> {

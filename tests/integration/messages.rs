@@ -11,6 +11,17 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
+/// The functions that make errors of one code. `::` begins the name of an associated function.
+const CONSTRUCTORS: [(&str, &str); 7] = [
+    ("::damaged", "DatabaseDamaged"),
+    ("::internal", "Internal"),
+    ("backup_not_found", "BackupNotFound"),
+    ("checksum_mismatch", "ChecksumMismatch"),
+    ("in_the_way", "TargetInvalid"),
+    ("not_a_backup", "NotABackup"),
+    ("unsafe_file", "UnsafeFile"),
+];
+
 #[test]
 fn the_list_of_messages_is_up_to_date() {
     let mut expected = String::new();
@@ -162,6 +173,16 @@ fn codes(tokens: &[TokenTree]) -> Vec<(usize, String)> {
                 if let Some(TokenTree::Ident(code)) = tokens.get(at + 3) {
                     found.push((at, code.to_string()));
                 }
+            }
+            TokenTree::Ident(name) => {
+                let before = at.checked_sub(1).map(|before| tokens[before].to_string());
+                let name = match before.as_deref() {
+                    Some("fn") => continue,
+                    Some(":") => format!("::{name}"),
+                    _ => name.to_string(),
+                };
+                let code = CONSTRUCTORS.iter().find(|(of, _)| *of == name);
+                found.extend(code.map(|(_, code)| (at, code.to_string())));
             }
             TokenTree::Group(group) if group.delimiter() == Delimiter::Parenthesis => {
                 let inner: Vec<TokenTree> = group.stream().into_iter().collect();

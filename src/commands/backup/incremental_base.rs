@@ -13,6 +13,7 @@ use crate::{
         block::Compression,
         block_digest::is_as_written,
         encryption::{Keys, read::Closed},
+        errors::checksum_mismatch,
         manifest::{BackupType, DIGEST_PREFIX, Manifest},
         reader::{Discard, read_archive, unreadable},
         reuse::ReuseSource,
@@ -187,14 +188,15 @@ impl IncrementalBase {
                 .map_err(|cause| unreadable(link, cause))?
                 .unwrap_or(false)
             {
-                return Err(Error::new(
-                    Code::ChecksumMismatch,
-                    format!(
-                        "Checksum mismatch: {} is damaged and cannot be part of a chain",
-                        link.display()
-                    ),
-                    "Make a full backup now; see the damage with `kg diag backup --verify`",
+                let error = checksum_mismatch(format_args!(
+                    "{} is damaged and cannot be part of a chain",
+                    link.display()
                 ));
+                return Err(Error {
+                    remedy: "Make a full backup now; see the damage with `kg diag backup --verify`"
+                        .into(),
+                    ..error
+                });
             }
         }
         Ok(())
@@ -245,13 +247,8 @@ impl IncrementalBase {
         for (report, link) in reports.into_iter().zip(&self.members) {
             report.into_manifest(link)?;
         }
-        hashes.ok_or_else(|| {
-            let message = format!(
-                "The backups that {} depends on do not match it",
-                self.backup.id
-            );
-            Error::new(Code::BaseUnusable, message, "Make a full backup")
-        })
+        let what = "the backups that it depends on do not match it";
+        hashes.ok_or_else(|| unusable(&self.backup, what))
     }
 }
 

@@ -213,9 +213,5 @@ fn save_request(
 }
 
 fn check_panicked() -> Error {
-    Error::new(
-        Code::Internal,
-        "The check of the chain panicked",
-        "Please report this",
-    )
+    Error::internal("The check of the chain panicked")
 }

@@ -27,7 +27,7 @@ use crate::{
         manifest::{DIGEST_PREFIX, FileRecord, Manifest, Owner, Storage},
         reader::read_archive,
     },
-    error::{Code, Error, Result},
+    error::{Error, Result},
     store::manifest_beside,
     util::{
         hex::hex,
@@ -124,11 +124,7 @@ pub fn unpack(
     context: &OperationContext,
 ) -> Result<Unpacked> {
     match (plan.members.as_slice(), dir) {
-        ([], _) => Err(Error::new(
-            Code::Internal,
-            "The chain has no members",
-            "Please report this",
-        )),
+        ([], _) => Err(Error::internal("The chain has no members")),
         ([only], dir) => {
             let (mut unpacked, _) = read_member(only, dir, keys, context)?;
             unpacked.owners.truncate(unpacked.manifest.files.len());
@@ -190,13 +186,7 @@ fn unpack_members(
         state = next_state(state, &unpacked, &own, member)?;
         newest = Some((unpacked.manifest, &member.archive));
     }
-    let (manifest, archive) = newest.ok_or_else(|| {
-        Error::new(
-            Code::Internal,
-            "The chain has no members",
-            "Please report this",
-        )
-    })?;
+    let (manifest, archive) = newest.ok_or_else(|| Error::internal("The chain has no members"))?;
     let mut owners = Vec::with_capacity(manifest.files.len());
     for (number, record) in manifest.files.iter().enumerate() {
         let content = state.remove(&record.path);

@@ -14,7 +14,7 @@ use std::thread;
 use crossbeam_channel::bounded;
 
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     sqlite::{
         fast_check::FastCheck,
         page_hashes::{BlockHashes, DatabaseHashes, PageHashes},
@@ -97,13 +97,7 @@ pub(super) fn read(
         let taken = received.iter().try_for_each(&mut take);
         // This ends a thread that waits for room in the channel.
         drop(received);
-        let panicked = |_| {
-            Err(Error::new(
-                Code::Internal,
-                "The hashing of the database panicked",
-                "Please report this",
-            ))
-        };
+        let panicked = |_| Err(Error::internal("The hashing of the database panicked"));
         let hashes = hashing.join().unwrap_or_else(panicked);
         taken.and(hashes)
     })

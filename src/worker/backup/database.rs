@@ -17,7 +17,7 @@ use crate::{
         delta,
         manifest::{Blocks, Pages, Storage},
     },
-    error::{Code, Error, Result},
+    error::{Error, Result},
     project::{Component, discover::Source},
     sqlite::{
         check::{self, Depth, Findings},
@@ -346,11 +346,7 @@ fn findings(
 }
 
 fn check_panicked() -> Error {
-    Error::new(
-        Code::Internal,
-        "The check of the database panicked",
-        "Please report this",
-    )
+    Error::internal("The check of the database panicked")
 }
 
 /// Collects data into chunks of `DATA_CHUNK_BYTES` and passes them on.

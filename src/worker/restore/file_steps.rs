@@ -233,11 +233,7 @@ fn sync_file(place: &EntryHandle) -> Result<()> {
 }
 
 fn digest_panicked() -> Error {
-    Error::new(
-        Code::Internal,
-        "The digest of the new content panicked",
-        "Please report this",
-    )
+    Error::internal("The digest of the new content panicked")
 }
 
 /// Gives the previous content of a database its final name once the new content is committed.

@@ -64,11 +64,7 @@ fn locked(state: &Path, who: &str) -> Error {
         format!(" ({})", holders::name(process))
     });
     let message = format!("{} is in use: {who}{holder}", state.display());
-    Error::new(
-        Code::TargetLocked,
-        message,
-        "Wait until it ends, or raise `lockTimeout`",
-    )
+    Error::locked(Code::TargetLocked, message)
 }
 
 /// Locks the target and recovers killed restores.

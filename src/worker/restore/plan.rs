@@ -27,7 +27,7 @@ use crate::{
         replace, wal_in_use,
     },
     system::holders,
-    util::dir_handle::{EntryHandle, EntryType},
+    util::dir_handle::{EntryHandle, EntryType, in_the_way},
 };
 
 /// A directory below the undo directory. It holds the previous content of live databases until the
@@ -192,7 +192,7 @@ impl Planning<'_> {
                 && place.starts_with(MAGIC)
             {
                 return Err(in_the_way(
-                    &place,
+                    &place.path(),
                     "is a database, and SQLite would use a file of the backup as its WAL or \
                      journal",
                 ));
@@ -310,7 +310,7 @@ impl Plan {
                     .is_some_and(|occupant| occupant != EntryType::Directory)
             {
                 return Err(in_the_way(
-                    &place,
+                    &place.path(),
                     "is in the way: the backup has a directory there",
                 ));
             }
@@ -372,24 +372,16 @@ fn assert_replaceable(
 ) -> Result<()> {
     match occupant {
         Some(EntryType::Directory) => Err(in_the_way(
-            place,
+            &place.path(),
             "is a directory where the backup has a file",
         )),
         Some(EntryType::Link) if placement.is_database => Err(in_the_way(
-            place,
+            &place.path(),
             "is a symbolic link, and a restore does not follow links; `database.path` can name the \
              database itself",
         )),
         _ => Ok(()),
     }
-}
-
-fn in_the_way(place: &EntryHandle, what: &str) -> Error {
-    Error::new(
-        Code::TargetInvalid,
-        format!("{} {what}", place.path().display()),
-        "Move it away, or restore into another directory with `targetDir`",
-    )
 }
 
 /// Returns whether a location is the directory or lies in it.

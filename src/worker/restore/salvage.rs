@@ -25,7 +25,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     integrity::{documented_schema, issue::Part, repair::Salvage, target::Resolved},
-    project::{Project, STAGING_PREFIX, STATE_DIR, names},
+    project::{Project, STAGING_PREFIX, STATE_DIR, names, without_project},
     salvage::{FallbackSchema, readable::Readable, report::Salvaged, salvage as read_into},
     sqlite::raw_copy::{self, fingerprints},
     util::{
@@ -190,14 +190,10 @@ fn dress_as(old: &Path, new: &Path) -> Result<()> {
 
 /// Removes the advice to use force, because a repair cannot be forced.
 fn without_force(error: Error) -> Error {
-    if error.code != Code::DatabaseInUse {
-        return error;
-    }
-    Error {
-        remedy: "Nothing was changed; close it there or stop that process, then run it again"
-            .into(),
-        ..error
-    }
+    error.with_remedy_for(
+        Code::DatabaseInUse,
+        "Nothing was changed; close it there or stop that process, then run it again",
+    )
 }
 
 fn changed(database: &Path) -> Error {
@@ -209,33 +205,20 @@ fn changed(database: &Path) -> Error {
 }
 
 fn nothing(database: &Path) -> Error {
-    Error::new(
-        Code::DatabaseDamaged,
-        format!("{} contains no row that could be read", database.display()),
-        "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`",
-    )
+    let message = format!("{} contains no row that could be read", database.display());
+    Error::damaged(message).with_nothing_changed()
 }
 
 /// Describes a salvage that recovered less than SQLite can still read.
 fn fewer(database: &Path, lacks: &str) -> Error {
-    Error::new(
-        Code::DatabaseDamaged,
-        format!(
-            "SQLite can still read more of {} than could be salvaged: {lacks}",
-            database.display()
-        ),
-        "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`, \
-         or copy these tables in the application, which has what SQLite needs for them",
-    )
-}
-
-fn without_project(database: &Path) -> Error {
-    Error::new(
-        Code::NoProject,
-        format!(
-            "{} is not in a project, so the replaced content could not be kept",
-            database.display()
-        ),
-        "Nothing was changed; copy it into a project and repair it there",
-    )
+    let message = format!(
+        "SQLite can still read more of {} than could be salvaged: {lacks}",
+        database.display()
+    );
+    let error = Error::damaged(message).with_nothing_changed();
+    let remedy = format!(
+        "{}, or copy these tables in the application, which has what SQLite needs for them",
+        error.remedy
+    );
+    Error { remedy, ..error }
 }

@@ -12,7 +12,7 @@ use crate::{
     archive::reader::MAX_TEXT_BYTES,
     error::{Code, Error, Result},
     project::{STATE_DIR, UNDO_DIR},
-    util::{dir_handle::in_the_way, regular_file},
+    util::{dir_handle::not_a_directory, regular_file},
 };
 
 const STAMP: &str = "%Y%m%d-%H%M%S";
@@ -122,7 +122,7 @@ fn time_of(name: &str) -> Option<Timestamp> {
 fn names(state: &Path) -> Result<Vec<String>> {
     let dir = state.join(UNDO_DIR);
     if dir.is_symlink() {
-        return Err(in_the_way(&dir));
+        return Err(not_a_directory(&dir));
     }
     let entries = match fs::read_dir(&dir) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
