@@ -2,7 +2,7 @@
 //! database with SQLite.
 
 use std::{
-    fs::{self},
+    fs::{self, Metadata},
     io::Read,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -16,12 +16,9 @@ use crate::{
     salvage::beside_another_state,
     sqlite::{
         files::{MAGIC, companion},
-        format::{
-            btree::u32_at,
-            header::HEADER_BYTES,
-            wal::{Validity, WAL_HEADER_BYTES, WalHeader},
-        },
+        format::{btree::u32_at, header::HEADER_BYTES, wal::Validity},
         wal_in_use,
+        wal_start::{self, WalStart},
     },
     util::{operation::CancelToken, regular_file},
 };
@@ -97,64 +94,72 @@ fn resets_wal_wrongly(version: u32) -> bool {
     version >= 3_007_000 && !is_mended
 }
 
-/// Returns an issue if the WAL cannot be used, or not by this database.
+/// Returns an issue if the WAL cannot be used, or not by this database. `None` also if the WAL
+/// changes each time it is read, because then a process uses it.
 fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     let path = companion(database, "-wal");
-    let length = fs::metadata(&path)
-        .ok()
-        .filter(|found| found.is_file())?
-        .len();
-    if length == 0 {
-        return None;
-    }
-    let shown = format!("{}-wal", named.path);
-    let unreadable = |why: &str| {
-        let message = format!("SQLite ignores {shown}, which {why}: the commits in it are lost");
-        Some(
-            named
-                .issue(IssueCode::WalUnreadable, message, LET_SQLITE)
-                .path(&shown),
-        )
-    };
-    let read_header = || {
-        let header = read_start::<WAL_HEADER_BYTES>(&path)
-            .ok_or("is shorter than its header or cannot be read")?;
-        let header = WalHeader::parse(&header);
-        match header.validity {
-            Validity::NotWal => Err("has no valid header"),
-            Validity::ChecksumWrong => Err("has a header whose checksum is wrong"),
-            Validity::Valid => Ok(header),
+    fs::metadata(&path).ok().filter(Metadata::is_file)?;
+    for _ in 0..wal_start::ATTEMPTS {
+        let Ok(start) = WalStart::read(&path) else {
+            return Some(ignored_wal(named, "cannot be read"));
+        };
+        let start = start?;
+        let issue = unusable_wal(&start, database, named, cancel)?;
+        if start.is_unchanged() {
+            return Some(issue);
         }
+    }
+    None
+}
+
+fn unusable_wal(
+    start: &WalStart,
+    database: &Path,
+    named: &Named,
+    cancel: &CancelToken,
+) -> Option<Issue> {
+    let Some(header) = start.header() else {
+        return Some(ignored_wal(named, "is shorter than its header"));
     };
-    // A process may be writing the header at this moment, so a bad one is read again.
-    let header = match read_header().or_else(|_| read_header()) {
-        Ok(header) => header,
-        Err(why) => return unreadable(why),
-    };
+    match header.validity {
+        Validity::NotWal => return Some(ignored_wal(named, "has no valid header")),
+        Validity::ChecksumWrong => {
+            return Some(ignored_wal(named, "has a header whose checksum is wrong"));
+        }
+        Validity::Valid => {}
+    }
     let start = read_start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
-    let foreign = |why: String| {
-        let message = format!("{shown} does not belong to the database next to it: {why}");
-        Some(
-            named
-                .issue(IssueCode::WalForeign, message, LET_SQLITE)
-                .path(&shown),
-        )
-    };
     let page_size = match u16::from_be_bytes([start[16], start[17]]) {
         1 => 65_536,
         size => u32::from(size),
     };
     let of_wal = header.page_size_bytes;
     if of_wal != page_size {
-        return foreign(format!(
-            "its pages have {of_wal} bytes, but those of the database have {page_size}"
-        ));
+        let why =
+            format!("its pages have {of_wal} bytes, but those of the database have {page_size}");
+        return Some(foreign_wal(named, &why));
     }
     if start[19] != WAL_VERSION {
-        return foreign("the database is not in WAL mode".into());
+        return Some(foreign_wal(named, "the database is not in WAL mode"));
     }
-    let state = beside_another_state(database, cancel).ok().flatten();
-    state.and_then(|why| foreign(why.into()))
+    let why = beside_another_state(database, cancel).ok().flatten()?;
+    Some(foreign_wal(named, why))
+}
+
+fn ignored_wal(named: &Named, why: &str) -> Issue {
+    let shown = format!("{}-wal", named.path);
+    let message = format!("SQLite ignores {shown}, which {why}: the commits in it are lost");
+    named
+        .issue(IssueCode::WalUnreadable, message, LET_SQLITE)
+        .path(shown)
+}
+
+fn foreign_wal(named: &Named, why: &str) -> Issue {
+    let shown = format!("{}-wal", named.path);
+    let message = format!("{shown} does not belong to the database next to it: {why}");
+    named
+        .issue(IssueCode::WalForeign, message, LET_SQLITE)
+        .path(shown)
 }
 
 /// Returns the issue of a database that is sound only without its WAL.
@@ -220,6 +225,11 @@ fn on_network(named: &Named, file_system: u32) -> Option<Issue> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
     use super::{super::issue::Part, *};
 
     #[test]
@@ -250,6 +260,38 @@ mod tests {
         for version in [0, 3_006_023, 3_044_006, 3_050_007, 3_051_003, 3_053_002] {
             assert_eq!(found(version, WAL_VERSION), None, "{version}");
         }
+    }
+
+    #[test]
+    fn a_wal_that_its_host_creates_and_deletes_all_the_time_is_no_issue() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("a.db");
+        let host = rusqlite::Connection::open(&database).unwrap();
+        host.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (x)")
+            .unwrap();
+        let path = companion(&database, "-wal");
+        let content = fs::read(&path).unwrap();
+        // The copies stand for the host: its locks are not part of this test.
+        drop(host);
+        let named = Named {
+            path: "a.db".into(),
+            part: Part::Database,
+        };
+        let is_done = AtomicBool::new(false);
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    fs::write(&path, &content).unwrap();
+                    fs::remove_file(&path).unwrap();
+                }
+            });
+            let found = (0..20_000).find_map(|_| {
+                wal(&database, &named, &CancelToken::default())
+                    .filter(|issue| issue.code == IssueCode::WalUnreadable)
+            });
+            is_done.store(true, Ordering::Relaxed);
+            assert_eq!(found, None);
+        });
     }
 
     #[test]

@@ -30,11 +30,10 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{
     database_lock,
-    files::{
-        JOURNAL_MAGIC, companion, {self},
-    },
+    files::{self, JOURNAL_MAGIC, companion},
     open_read_only,
     vfs_guard::ReadOnly,
+    wal_start::{self, WalStart},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -142,8 +141,21 @@ impl Drop for InPlaceAccess {
 /// process.
 pub fn ignores_wal(path: &Path) -> bool {
     let wal = companion(path, "-wal");
-    let has_content = fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0);
-    has_content && !wal_header(&wal).is_some_and(|header| header.is_valid()) && !is_open(path)
+    for _ in 0..wal_start::ATTEMPTS {
+        let start = match WalStart::read(&wal) {
+            Ok(Some(start)) => start,
+            Ok(None) => return false,
+            Err(_) => return !is_open(path),
+        };
+        if start.header().is_some_and(|header| header.is_valid()) || is_open(path) {
+            return false;
+        }
+        // Compared last: a host that ended since then has deleted the WAL.
+        if start.is_unchanged() {
+            return true;
+        }
+    }
+    false
 }
 
 /// Returns whether SQLite ignores a WAL that may contain commits. A WAL that ends before its first

@@ -30,6 +30,7 @@ pub mod scrub;
 pub mod snapshot;
 pub mod vfs_guard;
 pub mod wal_in_use;
+pub mod wal_start;
 
 use std::{path::Path, time::Duration};
 
