@@ -104,9 +104,9 @@ async function tools() {
 
 export const require = createRequire(import.meta.url);
 
-/** Prepares everything that the tests need. */
-export async function setUp() {
-  await tools();
+/** Prepares everything that the tests need. Only those in JavaScript need the tools. */
+export async function setUp({ withTools = true } = {}) {
+  if (withTools) await tools();
   await prepare('--dev');
 }
 

@@ -18,7 +18,7 @@ const runs = (part) => parts.length === 0 || parts.includes(part);
 const reports = mkdtempSync(path.join(os.tmpdir(), 'kg-reports-'));
 const figures = path.join(reports, 'figures');
 if (isLong) Object.assign(process.env, { KG_TEST_LONG: '1', KG_TEST_FIGURES: figures });
-await setUp();
+await setUp({ withTools: runs('js') });
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 

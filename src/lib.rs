@@ -18,7 +18,7 @@
 //! | --- | --- |
 //! | [`cli`], [`node`] | the command `kg` and the addon; only they use `clap` and `napi` |
 //! | [`service`] | the process of `kg serve`, run history, health, metrics, hooks after a backup |
-//! | [`commands`] | one file per user command, such as back up, restore, prune or drill |
+//! | [`commands`] | the user commands, such as back up, restore, prune or drill |
 //! | [`worker`] | opens the files of a live project; inside a host it is a separate process |
 //! | [`integrity`] | checks of a project, and repairs |
 //! | [`config`] | the backup settings of `.kg/config.json`, and `.kg/hooks.json` |
@@ -28,7 +28,7 @@
 //! | [`project`] | the contents of a project, and the path of its database |
 //! | [`salvage`] | rows out of damaged databases |
 //! | [`sqlite`] | databases at one commit, their checks, and their file format |
-//! | [`util`] | atomic file writes, locks, paths, progress |
+//! | [`util`] | atomic file writes, directory handles, locks, progress |
 //! | [`error`] | errors and warnings, with their codes |
 //! | [`system`] | what the operating system reports about paths, mounts and processes |
 //!

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::{
     Common, Keep, Waiting,
-    flags::translate,
     hook_reporter::HookReporter,
     interrupt::Watched,
     key_args::{KeyArgs, lockable},
     manage::Manage,
+    option_flags::translate,
     output::{Output, code_of, integrity, size},
     status::date,
     store,

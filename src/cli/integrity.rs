@@ -9,9 +9,9 @@ use clap::Args;
 
 use super::{
     Common, Waiting,
-    flags::translate,
     interrupt::Watched,
     key_args::{KeyArgs, lockable},
+    option_flags::translate,
     output::{Output, code_of},
     restore::confirmed,
     store,

@@ -7,7 +7,6 @@
 mod backup;
 mod config;
 mod drill;
-mod flags;
 mod graph;
 mod health;
 mod hook_reporter;
@@ -15,6 +14,7 @@ mod integrity;
 mod interrupt;
 mod key_args;
 mod manage;
+mod option_flags;
 mod output;
 mod prune;
 mod restore;

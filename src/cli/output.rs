@@ -14,7 +14,7 @@ use std::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Common, flags};
+use super::{Common, option_flags};
 use crate::{
     error::{Error, Warning},
     sqlite::check::IntegrityStatus,
@@ -86,7 +86,7 @@ impl Output {
         for warning in warnings {
             complain(&format!(
                 "warning: {} [{}]",
-                flags::translate(&warning.message),
+                option_flags::translate(&warning.message),
                 code_of(&warning.code)
             ));
         }
@@ -129,16 +129,16 @@ pub fn exit_code_after_output(code: ExitCode) -> ExitCode {
 fn print_error(error: &Error) {
     complain(&format!(
         "kg: {} [{}]\n    {}.",
-        flags::translate(&error.message),
+        option_flags::translate(&error.message),
         error.code,
-        flags::translate(&error.remedy)
+        option_flags::translate(&error.remedy)
     ));
 }
 
 /// Returns a result as JSON whose messages name flags.
 fn translated(result: &impl Serialize) -> Value {
     let mut value = serde_json::to_value(result).unwrap_or_default();
-    flags::translate_all(&mut value);
+    option_flags::translate_all(&mut value);
     value
 }
 

@@ -15,8 +15,8 @@ use serde_json::json;
 
 use super::{
     Common, finish,
-    flags::translate,
     interrupt::cancel_on_interrupt,
+    option_flags::translate,
     output::Output,
     status::{ago, date, hook_failure, next_run},
 };

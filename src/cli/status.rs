@@ -3,7 +3,7 @@
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
-    flags::translate,
+    option_flags::translate,
     output::{Output, code_of, integrity, size},
 };
 use crate::{

@@ -43,7 +43,8 @@ pub struct BackupConfig {
     pub undo_retention_days: Option<u32>,
     pub retention_days: Option<u32>,
     pub max_backups: Option<u32>,
-    /// All rules together: a level that sets one rule replaces the rules of the next level.
+    /// All rules together: the rules of a level replace those of the next one. The flags of `kg`
+    /// change single rules, so its level contains the other rules of the settings.
     pub keep: Option<Keep>,
     /// The time zone of the schedule and of the rules in `keep`.
     pub zone: Option<TimeZone>,
@@ -140,9 +141,9 @@ impl BackupConfig {
         }
     }
 
-    /// Completes the options that this level does not set with those of `lower`.
+    /// Returns the options of this level, completed by those of `lower`.
     pub fn over(self, lower: BackupConfig) -> BackupConfig {
-        // A level asks for compression, even if the lower level turns it off.
+        // A compression level asks for compression, even if the settings turn it off.
         let is_compression_implied =
             self.compression_level.is_some() && lower.compression == Some(Compression::None);
         let lower_compression = lower.compression.filter(|_| !is_compression_implied);

@@ -122,8 +122,8 @@ impl Worker {
             undo_retention_days,
             lock_timeout_ms,
         };
-        match Worker::change(worker_mode, Request::Tidy(request))? {
-            Message::Tidied { warnings } => Ok(warnings),
+        match Worker::change(worker_mode, Request::Recover(request))? {
+            Message::Recovered { warnings } => Ok(warnings),
             _ => Err(protocol_violation()),
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! The server greets first, so that a client never sends a request to another release. Then the
 //! client sends one request. The server answers until it sends `Saved`, `Applied`, `Undone`,
-//! `Tidied`, `Checked`, `Repaired`, `Settings`, `Key` or `Failed`. The client keeps the standard
+//! `Recovered`, `Checked`, `Repaired`, `Settings`, `Key` or `Failed`. The client keeps the standard
 //! input of the server open; when it closes, the server knows that the client has gone.
 
 use std::{
@@ -59,7 +59,7 @@ pub enum Request {
     Save(SaveRequest),
     Apply(ApplyRequest),
     Undo(UndoRequest),
-    Tidy(RecoverRequest),
+    Recover(RecoverRequest),
     Check(CheckRequest),
     Repair(RepairRequest),
     Settings(SettingsRequest),
@@ -210,7 +210,7 @@ pub enum Message {
     Saved(Saved),
     Applied(Applied),
     Undone(Undone),
-    Tidied {
+    Recovered {
         warnings: Vec<Warning>,
     },
     /// The progress of a `Check`.

@@ -40,8 +40,8 @@ pub fn answer(
             Request::Save(request) => save(&request, answers, cancel).map(Message::Saved),
             Request::Apply(request) => apply(&request).map(Message::Applied),
             Request::Undo(request) => undo(&request).map(Message::Undone),
-            Request::Tidy(request) => {
-                recover_interrupted(&request).map(|warnings| Message::Tidied { warnings })
+            Request::Recover(request) => {
+                recover_interrupted(&request).map(|warnings| Message::Recovered { warnings })
             }
             Request::Check(request) => inspect(&request, answers, cancel).map(Message::Checked),
             Request::Repair(request) => repair(&request).map(|done| Message::Repaired { done }),
@@ -118,7 +118,7 @@ pub fn main() -> ExitCode {
     // A restore or repair that has begun runs to its end, even if the client has gone.
     let changes = matches!(
         request,
-        Request::Apply(_) | Request::Undo(_) | Request::Tidy(_) | Request::Repair(_)
+        Request::Apply(_) | Request::Undo(_) | Request::Recover(_) | Request::Repair(_)
     );
     let mut client = Pipe { out };
     let ready = if changes { Ok(()) } else { end_with_client() };

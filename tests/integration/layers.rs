@@ -1,29 +1,23 @@
-//! The folders of `src` are layers. Each may import itself and the folders before it in this list.
-//! Tests may use anything.
+//! The folders of `src` are layers. Each may import itself and the folders below it in the table of
+//! `src/lib.rs`. The faces, which are the first row, do not import each other. Tests may use anything.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-const LAYERS: [&str; 14] = [
-    "system",
-    "error",
-    "util",
-    "sqlite",
-    "salvage",
-    "project",
-    "archive",
-    "store",
-    "schedule",
-    "config",
-    "integrity",
-    "worker",
-    "commands",
-    "service",
-];
-/// The faces are above all layers. They do not import each other.
-const FACES: [&str; 2] = ["node", "cli"];
+/// Returns the rows of the table in `src/lib.rs`, from top to bottom.
+fn layers() -> Vec<Vec<String>> {
+    let text = include_str!("../../src/lib.rs");
+    let rows = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | [")?.split(" | ").next());
+    rows.map(|names| {
+        let names = names.split('`').skip(1).step_by(2);
+        names.map(str::to_string).collect()
+    })
+    .collect()
+}
 
 fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
@@ -88,17 +82,19 @@ fn imports(text: &str) -> Vec<String> {
     found
 }
 
-fn level(layer: &str) -> Option<usize> {
-    if FACES.contains(&layer) {
-        Some(LAYERS.len())
-    } else {
-        LAYERS.iter().position(|name| *name == layer)
-    }
+/// Returns the height of a layer above the lowest one.
+fn level(layers: &[Vec<String>], layer: &str) -> Option<usize> {
+    layers
+        .iter()
+        .rev()
+        .position(|names| names.iter().any(|name| name == layer))
 }
 
 #[test]
 fn no_layer_imports_one_above_it() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let layers = layers();
+    assert_eq!(layers[0], ["cli", "node"]);
     let mut all = Vec::new();
     files(&source, &mut all);
     let (mut wrong, mut checked) = (Vec::new(), 0);
@@ -114,7 +110,7 @@ fn no_layer_imports_one_above_it() {
         if ["lib", "main"].contains(&layer.as_str()) {
             continue;
         }
-        let Some(own) = level(&layer) else {
+        let Some(own) = level(&layers, &layer) else {
             wrong.push(format!("{} is in no layer", place.display()));
             continue;
         };
@@ -126,7 +122,7 @@ fn no_layer_imports_one_above_it() {
                 import.as_str()
             };
             checked += 1;
-            match level(of) {
+            match level(&layers, of) {
                 Some(other) if other < own || of == layer => {}
                 Some(_) => wrong.push(format!(
                     "{} imports {import}, which is not below {layer}",

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::{Common, finish, flags::translate, interrupt::cancel_on_interrupt, output::Output};
+use super::{
+    Common, finish, interrupt::cancel_on_interrupt, option_flags::translate, output::Output,
+};
 use crate::{
     config::{
         Settings,
