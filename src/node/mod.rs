@@ -25,7 +25,10 @@ use napi::{
 use napi_derive::napi;
 use serde_json::{Value, json};
 
-use self::{config::Config, options::Call};
+use self::{
+    config::Config,
+    options::{Call, Checker, CreateOptions, PruneOptions},
+};
 use crate::{
     commands::{
         backup::create_backup,
@@ -39,6 +42,7 @@ use crate::{
         verify::check_backup,
     },
     error::{Error, Result, Warning},
+    integrity::Scope,
     store::Store,
     util::{
         operation::{CancelToken, OperationContext, Progress},
@@ -188,61 +192,29 @@ fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
 
 fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
     match Call::parse(call)? {
-        Call::CreateBackup { config, options } => {
-            let (config, warnings) = settled(config)?;
-            let store = options.store(&config)?;
-            let options = options.resolve(&config, &store)?;
-            let mut created = create_backup(
-                &config.project_root,
-                &store,
-                &config.launch(),
-                &options,
-                context,
-            )?;
-            created.backup.warnings.extend(warnings);
-            value(created)
-        }
+        Call::CreateBackup { config, options } => create(config, options, context),
         Call::ListBackups { config } => value(store(config)?.1.list()?),
         Call::NewestGood { config } => value(store(config)?.1.newest_good()?),
         Call::GetBackup { config, id } => value(store(config)?.1.get(&id)?),
-        Call::GetLatestBackup { config } => {
-            let store = store(config)?.1;
-            let latest = store.latest()?;
-            let doubts = store.doubts("latest", &latest.path, None);
-            value(latest.with_warnings(doubts))
-        }
+        Call::GetLatestBackup { config } => latest(config),
         Call::DeleteBackup {
             config,
             id,
             options,
         } => {
             let (config, store) = store(config)?;
-            value(delete(
-                &store,
-                &id,
-                options.cascade(),
-                config.resolved()?.lock_timeout,
-                context,
-            )?)
+            let timeout = config.resolved()?.lock_timeout;
+            value(delete(&store, &id, options.cascade(), timeout, context)?)
         }
         Call::Pin { config, id, reason } => {
             let (config, store) = store(config)?;
-            value(pin(
-                &store,
-                &id,
-                reason,
-                config.resolved()?.lock_timeout,
-                context,
-            )?)
+            let timeout = config.resolved()?.lock_timeout;
+            value(pin(&store, &id, reason, timeout, context)?)
         }
         Call::Unpin { config, id } => {
             let (config, store) = store(config)?;
-            value(unpin(
-                &store,
-                &id,
-                config.resolved()?.lock_timeout,
-                context,
-            )?)
+            let timeout = config.resolved()?.lock_timeout;
+            value(unpin(&store, &id, timeout, context)?)
         }
         Call::Consolidate {
             config,
@@ -251,13 +223,13 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
         } => {
             // The settings decide whether new backups are encrypted.
             let (config, _) = settled(config)?;
-            let store = config.store()?;
             let compression = options.compression(&config)?;
+            let timeout = config.resolved()?.lock_timeout;
             value(consolidate(
-                &store,
+                &config.store()?,
                 &id,
                 compression,
-                config.resolved()?.lock_timeout,
+                timeout,
                 context,
             )?)
         }
@@ -278,65 +250,89 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
             let (root, options) = options.resolve(&config)?;
             value(undo_restore(&root, &config.launch(), &options, context)?)
         }
-        Call::Prune { config, options } => {
-            let (config, _) = settled(config)?;
-            let set = config.merged()?;
-            set.assert_retention_known()?;
-            value(prune(
-                &config.store()?,
-                &set.retention(),
-                options.dry_run(),
-                config.resolved()?.lock_timeout,
-                context,
-            )?)
-        }
+        Call::Prune { config, options } => prune_backups(config, &options, context),
         Call::Rehearse { config, options } => {
             let (config, store, warnings) = store_and_warnings(config)?;
-            let mut rehearsal = drill(
-                &store,
-                &options.resolve(&config)?,
-                &config.launch(),
-                context,
-            )?;
+            let options = options.resolve(&config)?;
+            let mut rehearsal = drill(&store, &options, &config.launch(), context)?;
             rehearsal.warnings.extend(warnings);
             value(rehearsal)
         }
         Call::RunChecks { config, options } => match options.scope()? {
-            Some(scope) => value(inspect(
-                &config.subject(),
-                scope,
-                config.lock_timeout()?,
-                &config.launch(),
-                context,
-            )?),
-            None => {
-                let store = config.store()?;
-                value(repair(
-                    &config.subject(),
-                    None,
-                    store.as_ref(),
-                    config.lock_timeout()?,
-                    &config.launch(),
-                    context,
-                )?)
-            }
+            Some(scope) => check(&config, scope, context),
+            None => check_and_repair(&config, None, context),
         },
-        Call::Repair { config, codes } => {
-            let (subject, store) = (config.subject(), config.store()?);
-            value(repair(
-                &subject,
-                Some(&codes),
-                store.as_ref(),
-                config.lock_timeout()?,
-                &config.launch(),
-                context,
-            )?)
-        }
+        Call::Repair { config, codes } => check_and_repair(&config, Some(&codes), context),
         Call::NextRun { config, options } => {
             let (config, store) = store(config)?;
             schedule::next_run(&config, &store, &options)
         }
     }
+}
+
+fn create(config: Config, options: CreateOptions, context: &OperationContext) -> Result<Value> {
+    let (config, warnings) = settled(config)?;
+    let store = options.store(&config)?;
+    let options = options.resolve(&config, &store)?;
+    let mut created = create_backup(
+        &config.project_root,
+        &store,
+        &config.launch(),
+        &options,
+        context,
+    )?;
+    created.backup.warnings.extend(warnings);
+    value(created)
+}
+
+fn latest(config: Config) -> Result<Value> {
+    let store = store(config)?.1;
+    let latest = store.latest()?;
+    let doubts = store.doubts("latest", &latest.path, None);
+    value(latest.with_warnings(doubts))
+}
+
+fn prune_backups(
+    config: Config,
+    options: &PruneOptions,
+    context: &OperationContext,
+) -> Result<Value> {
+    let (config, _) = settled(config)?;
+    let set = config.merged()?;
+    set.assert_retention_known()?;
+    value(prune(
+        &config.store()?,
+        &set.retention(),
+        options.dry_run(),
+        set.resolve().lock_timeout,
+        context,
+    )?)
+}
+
+fn check(config: &Checker, scope: Scope, context: &OperationContext) -> Result<Value> {
+    value(inspect(
+        &config.subject(),
+        scope,
+        config.lock_timeout()?,
+        &config.launch(),
+        context,
+    )?)
+}
+
+/// Repairs the issues with these codes, or all issues.
+fn check_and_repair(
+    config: &Checker,
+    codes: Option<&[String]>,
+    context: &OperationContext,
+) -> Result<Value> {
+    value(repair(
+        &config.subject(),
+        codes,
+        config.store()?.as_ref(),
+        config.lock_timeout()?,
+        &config.launch(),
+        context,
+    )?)
 }
 
 fn value(result: impl serde::Serialize) -> Result<Value> {
