@@ -96,7 +96,7 @@ impl TempFile {
         let failed = |cause| Error::io("write", to, cause);
         unsupported::sync(&self.file, to).map_err(failed)?;
         self.place
-            .rename(&self.place.beside(to.file_name().unwrap_or_default())?)
+            .rename(&self.place.beside(to.file_name().unwrap_or_default()))
             .map_err(failed)?;
         self.is_published = true;
         self.place.dir().sync()
@@ -130,7 +130,7 @@ pub fn with_free_name<T>(
     loop {
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
-        let place = dir.name(format!("{prefix}{}", hex(&random)))?;
+        let place = dir.name(format!("{prefix}{}", hex(&random)));
         match make(&place) {
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
             made => return made.map(|made| (place, made)),
@@ -220,7 +220,7 @@ fn is_for_lack_of_means(cause: &io::Error) -> bool {
 /// the directory.
 pub fn rename(path: &Path, name: &OsStr) -> io::Result<()> {
     let place = DirHandle::around(path)?;
-    let to = place.beside(name).map_err(io::Error::other)?;
+    let to = place.beside(name);
     place.rename(&to)
 }
 
@@ -275,9 +275,8 @@ pub fn replace_symlink(target: &Path, link: &Path) -> Result<()> {
         made => made.map_err(failed)?,
     };
     ownership::settle(&new);
-    let named = new
-        .beside(link.file_name().unwrap_or_default())
-        .and_then(|place| new.rename(&place).map_err(failed));
+    let place = new.beside(link.file_name().unwrap_or_default());
+    let named = new.rename(&place).map_err(failed);
     named.inspect_err(|_| drop(new.remove_file()))?;
     new.dir().sync()
 }
@@ -338,7 +337,7 @@ pub fn create_dirs(dir: &Path) -> io::Result<()> {
         ownership::settle(&made);
         made.dir().sync().map_err(io::Error::other)?;
         let Some(next) = next else { break };
-        made = made.enter()?.name(next.file_name().unwrap_or_default())?;
+        made = made.enter()?.name(next.file_name().unwrap_or_default());
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Component, Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -36,20 +36,14 @@ use crate::{
     },
 };
 
-/// An open directory.
-#[derive(Debug)]
+/// An open directory. Clones share its descriptor.
+#[derive(Debug, Clone)]
 pub struct DirHandle {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     path: PathBuf,
 }
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
-
-impl From<DirHandle> for File {
-    fn from(dir: DirHandle) -> Self {
-        dir.fd.into()
-    }
-}
 
 /// Directories on the path need not be readable.
 #[cfg(target_os = "linux")]
@@ -77,7 +71,7 @@ impl DirHandle {
     /// Reopens the directory so that it can be read and synced.
     fn readable(&self) -> nix::Result<Self> {
         Ok(DirHandle {
-            fd: openat(&self.fd, ".", DIRECTORY, Mode::empty())?,
+            fd: openat(&self.fd, ".", DIRECTORY, Mode::empty())?.into(),
             path: self.path.clone(),
         })
     }
@@ -87,7 +81,7 @@ impl DirHandle {
     fn reach(path: &Path) -> io::Result<Self> {
         let mut waiting: Vec<OsString> = Vec::new();
         let mut way = DirHandle {
-            fd: open("/".as_ref(), ON_THE_WAY)?,
+            fd: open("/".as_ref(), ON_THE_WAY)?.into(),
             path: "/".into(),
         };
         let mut links = Vec::new();
@@ -100,12 +94,12 @@ impl DirHandle {
                 Mode::empty(),
             ) {
                 Ok(fd) if name == ".." => {
-                    way.fd = fd;
+                    way.fd = fd.into();
                     way.path.pop();
                 }
                 Ok(fd) => {
                     way = DirHandle {
-                        fd,
+                        fd: fd.into(),
                         path: way.path.join(name),
                     }
                 }
@@ -135,7 +129,7 @@ impl DirHandle {
     fn queue(&mut self, path: &Path, waiting: &mut Vec<OsString>) -> io::Result<()> {
         if path.is_absolute() {
             *self = DirHandle {
-                fd: open("/".as_ref(), ON_THE_WAY)?,
+                fd: open("/".as_ref(), ON_THE_WAY)?.into(),
                 path: "/".into(),
             };
         }
@@ -187,18 +181,18 @@ impl DirHandle {
         };
         let dir = DirHandle::reach(parent)?;
         match dir.readable() {
-            Err(Errno::EACCES) => dir.name(name),
-            readable => readable?.name(name),
+            Err(Errno::EACCES) => Ok(dir.name(name)),
+            readable => Ok(readable?.name(name)),
         }
     }
 
     /// Returns the entry of that name in the directory, which need not exist.
-    pub fn name(&self, name: impl Into<OsString>) -> io::Result<EntryHandle> {
-        Ok(EntryHandle {
-            dir: self.again()?,
+    pub fn name(&self, name: impl Into<OsString>) -> EntryHandle {
+        EntryHandle {
+            dir: self.clone(),
             name: name.into(),
             known_as: None,
-        })
+        }
     }
 
     /// Returns the path, without symbolic links, at which the directory was opened.
@@ -213,23 +207,22 @@ impl DirHandle {
         let Some(name) = names.next_back() else {
             return Err(not_a_directory(&self.path));
         };
-        let mut dir = self
-            .again()
-            .map_err(|cause| Error::io("open", &self.path, cause))?;
+        let mut dir = self.clone();
         for name in names {
             let path = dir.path.join(name);
             match openat(&dir.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
-                Ok(fd) => dir = DirHandle { fd, path },
+                Ok(fd) => {
+                    dir = DirHandle {
+                        fd: fd.into(),
+                        path,
+                    }
+                }
                 Err(Errno::ENOENT) => return Ok(None),
                 Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(not_a_directory(&path)),
                 Err(cause) => return Err(Error::io("open", &path, cause.into())),
             }
         }
-        Ok(Some(EntryHandle {
-            dir,
-            name: name.to_os_string(),
-            known_as: None,
-        }))
+        Ok(Some(dir.name(name)))
     }
 
     /// Returns a path to exactly this directory, even if its name was reused. Valid in this process
@@ -240,10 +233,23 @@ impl DirHandle {
 
     /// Makes changes in the directory durable.
     pub fn sync(&self) -> Result<()> {
-        let synced = self
-            .again()
-            .and_then(|dir| unsupported::sync(&File::from(dir), &self.path));
-        synced.map_err(|cause| Error::io("sync", &self.path, cause))
+        unsupported::sync(&self.as_file()?, &self.path)
+            .map_err(|cause| Error::io("sync", &self.path, cause))
+    }
+
+    /// Returns the open directory as a file.
+    pub fn as_file(&self) -> Result<File> {
+        let file = self.fd.try_clone();
+        file.map(File::from)
+            .map_err(|cause| Error::io("open", &self.path, cause))
+    }
+
+    /// Returns the number of the device that the directory is on.
+    pub fn device(&self) -> Result<u64> {
+        let found = fstat(&self.fd);
+        Ok(found
+            .map_err(|cause| Error::io("look at", &self.path, cause.into()))?
+            .st_dev)
     }
 
     /// Returns the user and group that own the directory.
@@ -251,13 +257,6 @@ impl DirHandle {
         let found =
             fstat(&self.fd).map_err(|cause| Error::io("look at", &self.path, cause.into()))?;
         Ok((found.st_uid, found.st_gid))
-    }
-
-    fn again(&self) -> io::Result<DirHandle> {
-        Ok(DirHandle {
-            fd: self.fd.try_clone()?,
-            path: self.path.clone(),
-        })
     }
 }
 
@@ -403,10 +402,8 @@ impl EntryHandle {
     }
 
     /// Returns the entry of another name in the same directory.
-    pub fn beside(&self, name: impl Into<OsString>) -> Result<EntryHandle> {
-        self.dir
-            .name(name)
-            .map_err(|cause| Error::io("open", &self.dir.path, cause))
+    pub fn beside(&self, name: impl Into<OsString>) -> EntryHandle {
+        self.dir.name(name)
     }
 
     pub fn stat(&self) -> Result<Option<FileStat>> {
@@ -485,7 +482,7 @@ impl EntryHandle {
             Mode::empty(),
         )?;
         Ok(DirHandle {
-            fd,
+            fd: fd.into(),
             path: self.path(),
         })
     }
