@@ -31,6 +31,7 @@ const HELP = `npm run bench -- [options]
 
   --sizes 50,500      sizes of the projects' databases in MB; 5000 needs 25 GB of disk and hours
                       (with --sweep: 10,50,200,500)
+  --files 0           plugin files of 1 kB in each project
   --runs 5            measured runs; one more before them is not counted (with --sweep: 3)
   --only ours,pigz    these contenders alone
   --sweep             instead of the tables, measure the curves: backup over size, incremental backups over what changed
@@ -46,6 +47,7 @@ ${CONTENDERS.map(({ key, name }) => `  ${key.padEnd(18)}  ${name}`).join('\n')}`
 const { values } = parseArgs({
   options: {
     sizes: { type: 'string' },
+    files: { type: 'string', default: '0' },
     runs: { type: 'string' },
     only: { type: 'string' },
     sweep: { type: 'boolean', default: false },
@@ -66,6 +68,12 @@ const plotsDir = values.data ? path.join(data, 'plots') : path.join(root, 'docs/
 const resultFile = path.join(data, 'result.json');
 const runs = wholeNumbers('runs', values.runs ?? (values.sweep ? '3' : '5'))[0];
 const sizes = wholeNumbers('sizes', values.sizes ?? (values.sweep ? '10,50,200,500' : '50,500'));
+const [files] = numbers(
+  'files',
+  values.files,
+  (number) => Number.isInteger(number) && number >= 0,
+  'a whole number',
+);
 const changes = numbers(
   'changes',
   values.changes,
@@ -110,11 +118,12 @@ async function measureTables(contenders) {
   const measured = [];
   const texts = [];
   for (const megabytes of sizes) {
-    const dir = project(data, megabytes);
+    const dir = project(data, megabytes, { files });
     const results = await rounds(contenders, STEPS, dir, work, runs);
     const writerAloneMs = await writers(contenders, results, dir, work, runs);
     measured.push({
       megabytes,
+      files,
       databaseBytes: databaseBytes(dir),
       runs,
       writerAloneMs,
@@ -143,7 +152,7 @@ async function measureCurves(contenders) {
     });
   }
   const curveMegabytes = Math.min(200, Math.max(...sizes));
-  const pages = project(data, curveMegabytes, 'pages');
+  const pages = project(data, curveMegabytes, { shape: 'pages' });
   const incremental = contenders.filter(({ incremental }) => incremental);
   const byChange = [];
   for (const changedPercent of changes) {

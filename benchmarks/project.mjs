@@ -134,12 +134,25 @@ function pageFiller(db, text, next) {
 
 const SHAPES = { graph: [GRAPH, graphFiller], pages: [PAGES, pageFiller] };
 
+const FILES_IN_A_DIRECTORY = 1000;
+const FILE_BYTES = 1000;
+
+/** Writes `count` plugin files of text. */
+function writeFiles(dir, count, text, next) {
+  for (let n = 0; n < count; n += 1) {
+    const below = path.join(dir, String(Math.floor(n / FILES_IN_A_DIRECTORY)));
+    if (n % FILES_IN_A_DIRECTORY === 0) mkdirSync(below, { recursive: true });
+    const start = Math.floor(next() * (text.length - FILE_BYTES));
+    writeFileSync(path.join(below, `${n}.txt`), text.slice(start, start + FILE_BYTES));
+  }
+}
+
 /**
- * Returns a project below the directory `data` whose database has about `megabytes` MB. Makes it on
- * first use and keeps it.
+ * Returns a project below the directory `data` whose database has about `megabytes` MB, with
+ * `files` plugin files of 1 kB. Makes it on first use and keeps it.
  */
-export function project(data, megabytes, shape = 'graph') {
-  const dir = path.join(data, `${shape}-${megabytes}`);
+export function project(data, megabytes, { shape = 'graph', files = 0 } = {}) {
+  const dir = path.join(data, `${shape}-${megabytes}${files > 0 ? `-files-${files}` : ''}`);
   const database = path.join(dir, '.kg/knowledge.db');
   if (existsSync(path.join(dir, 'ready'))) return dir;
   console.error(`Making a project of ${megabytes} MB of text …`);
@@ -163,6 +176,7 @@ export function project(data, megabytes, shape = 'graph') {
     db.pragma('wal_checkpoint(TRUNCATE)');
   }
   db.close();
+  writeFiles(path.join(dir, '.kg/plugins/notes'), files, text, numbers(files));
   writeFileSync(path.join(dir, 'ready'), '');
   return dir;
 }
