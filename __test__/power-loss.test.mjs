@@ -1,14 +1,14 @@
 // A loss of power at each call that syncs, renames or removes. Afterwards the old or the new state
 // exists, and the next run recovers it.
 
-import { cpSync, mkdirSync, readFileSync, readdirSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { describe, expect, test } from 'vitest';
 
 import { count } from './support/figures.mjs';
 import { kgPath, run } from './support/processes.mjs';
-import { canMount, makeDisk } from './support/power.mjs';
+import { SYNCS, canMount, makeDisk } from './support/power.mjs';
 import { fillDatabase, integrityOf, makeProject, withDatabase } from './support/project.mjs';
 
 /** The long run tries every call; other runs try a sample. */
@@ -81,6 +81,42 @@ describe.skipIf(!canMount)('a loss of power', () => {
     });
     console.log(`the power was lost ${lost} times in a restore`, seen);
     expect(lost).toBeGreaterThan(3);
+  });
+
+  // From 64 files on, a restore syncs the file system instead of each file.
+  test('in a restore of many files leaves every file old or every one restored', () => {
+    const { disk, root, id: empty } = makeSavedProject();
+    const files = Array.from({ length: 150 }, (_, n) => `.kg/plugins/many/${n % 70}/${n}.json`);
+    const fill = (text) =>
+      files.forEach((file) => {
+        mkdirSync(path.dirname(path.join(root, file)), { recursive: true });
+        writeFileSync(path.join(root, file), text.repeat(50));
+      });
+    fill('saved');
+    const { id } = kg(root, 'diag', 'backup');
+    expect(id).not.toBe(empty);
+    fill('newer');
+    disk.freeze();
+    const seen = { newer: 0, saved: 0 };
+    let k = 1;
+    for (
+      ;
+      disk.loseAt(k, ['diag', 'restore', '--file', id, '--yes'], root, SYNCS);
+      k += Math.ceil(EVERY / 3)
+    ) {
+      kg(root, 'diag', 'backup', '--type', 'snapshot');
+      const texts = new Set(files.map((file) => readFileSync(path.join(root, file), 'utf8')));
+      expect([k, texts.size]).toEqual([k, 1]);
+      const [text] = texts;
+      expect(text).toMatch(/^((saved){50}|(newer){50})$/);
+      seen[text.slice(0, 5)] += 1;
+    }
+    count({ 'power cuts': seen.newer + seen.saved });
+    // One sync for each file or directory would be more than 200.
+    expect(k).toBeLessThan(60);
+    console.log(`the power was lost before ${k} syncs`, seen);
+    expect(seen.newer).toBeGreaterThan(3);
+    expect(seen.saved).toBeGreaterThan(0);
   });
 
   test('in an undo leaves every database restored or every one as before', () => {

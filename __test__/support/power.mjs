@@ -11,8 +11,10 @@ import { kgPath, run } from './processes.mjs';
 import { temporaryDirectory } from './project.mjs';
 import { isRoot } from './users.mjs';
 
+/** The calls that make changes durable. */
+export const SYNCS = 'fsync,fdatasync,syncfs';
 /** The power can be lost before or after each of these calls. */
-const CALLS = 'fsync,fdatasync,rename,renameat,renameat2,linkat,unlink,unlinkat';
+const CALLS = `${SYNCS},rename,renameat,renameat2,linkat,unlink,unlinkat`;
 /**
  * These options prevent writeback during a test and make a rename not wait for the data of its
  * file.
@@ -47,17 +49,17 @@ export function makeDisk(megabytes = 48) {
       mount(image);
     },
     /**
-     * Runs `kg` from the frozen state up to its call number `k`, which fails, and cuts the power.
+     * Runs `kg` from the frozen state up to number `k` of `calls`, which fails, and cuts the power.
      * Mounts the data that had reached the disk. Returns false if the run ended before that call.
      */
-    loseAt(k, args, cwd) {
+    loseAt(k, args, cwd, calls = CALLS) {
       unmount();
       copyTo(frozen, image);
       mount(image);
-      const inject = `inject=${CALLS}:error=EIO:signal=KILL:when=${k}`;
+      const inject = `inject=${calls}:error=EIO:signal=KILL:when=${k}`;
       const { signal, status } = spawnSync(
         'strace',
-        ['-f', '-o', '/dev/null', '-e', `trace=${CALLS}`, '-e', inject, kgPath, ...args],
+        ['-f', '-o', '/dev/null', '-e', `trace=${calls}`, '-e', inject, kgPath, ...args],
         { cwd, encoding: 'utf8' },
       );
       copyTo(image, lost);

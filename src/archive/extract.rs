@@ -25,6 +25,8 @@ use crate::error::{Code, Error, Result};
 /// The reserve that stays free: 1/64 of the file system, but at most this number of bytes.
 const MAX_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 const RESERVE_SHARE: u64 = 64;
+/// Small entries share a look at the free space.
+const BYTES_BETWEEN_LOOKS: u64 = 1024 * 1024;
 
 /// Unpacks the entries of an archive. It does not sync: the worker syncs the files that it moves
 /// into place.
@@ -37,6 +39,8 @@ pub struct Unpacking<'a> {
     wanted: Option<&'a HashSet<String>>,
     current: Option<SparseFile>,
     owners: Vec<Owner>,
+    /// The bytes that may still be written before the free space is looked up again.
+    room_bytes: u64,
 }
 
 impl<'a> Unpacking<'a> {
@@ -63,6 +67,7 @@ impl<'a> Unpacking<'a> {
             wanted,
             current: None,
             owners: Vec::new(),
+            room_bytes: 0,
         }
     }
 
@@ -92,7 +97,10 @@ impl Unpack for Unpacking<'_> {
         else {
             return Ok(None);
         };
-        assert_room(dir, name, size_bytes)?;
+        if size_bytes > self.room_bytes {
+            self.room_bytes = room(dir, name, size_bytes)?;
+        }
+        self.room_bytes = self.room_bytes.saturating_sub(size_bytes);
         let path = dir.join(number.to_string());
         let file = File::create_new(&path).and_then(|file| SparseFile::new(file, size_bytes));
         let file = file.map_err(|cause| Error::io("write", &path, cause))?;
@@ -108,14 +116,16 @@ impl Unpack for Unpacking<'_> {
     }
 }
 
-fn assert_room(dir: &Path, name: &str, size_bytes: u64) -> Result<()> {
+/// Returns how many bytes may be written before the next look at the free space. `KG_NO_SPACE` if
+/// there is no room for the entry.
+fn room(dir: &Path, name: &str, size_bytes: u64) -> Result<u64> {
     let found = statvfs(dir)
         .map_err(|cause| Error::io("determine the free space of", dir, cause.into()))?;
     let unit = found.fragment_size();
     let (free, all) = (found.blocks_available() * unit, found.blocks() * unit);
     let usable = free.saturating_sub(MAX_RESERVE_BYTES.min(all / RESERVE_SHARE));
     if size_bytes <= usable {
-        return Ok(());
+        return Ok(usable.min(size_bytes.max(BYTES_BETWEEN_LOOKS)));
     }
     Err(Error::new(
         Code::NoSpace,

@@ -13,13 +13,30 @@ const PIECE_BYTES: u64 = 64 * 1024;
 pub struct SparseFile {
     file: File,
     position: u64,
+    /// The size of the file, until it is set.
+    unset_size: Option<u64>,
 }
 
 impl SparseFile {
-    /// Sets the size of `file`, which must be empty.
+    /// Begins to write `file`, which must be empty.
     pub fn new(file: File, size_bytes: u64) -> io::Result<Self> {
-        file.set_len(size_bytes)?;
-        Ok(SparseFile { file, position: 0 })
+        let mut sparse = SparseFile {
+            file,
+            position: 0,
+            unset_size: Some(size_bytes),
+        };
+        // Most small files have no hole, so their size need not be set.
+        if size_bytes > PIECE_BYTES {
+            sparse.set_size()?;
+        }
+        Ok(sparse)
+    }
+
+    /// Sets the size, because the file may end with a hole.
+    fn set_size(&mut self) -> io::Result<()> {
+        self.unset_size
+            .take()
+            .map_or(Ok(()), |size_bytes| self.file.set_len(size_bytes))
     }
 
     /// Returns the length of the first run of pieces in `bytes` that are either all zero or all not
@@ -46,6 +63,7 @@ impl Write for SparseFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (length, is_hole) = self.run(bytes);
         let done = if is_hole {
+            self.set_size()?;
             self.file.seek(SeekFrom::Current(length as i64))?;
             length
         } else {

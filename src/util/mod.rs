@@ -4,11 +4,13 @@
 //! | --- | --- |
 //! | [`age`] | durations in readable form |
 //! | [`dir_handle`] | files below an open directory, without following links of other users |
+//! | [`open_dirs`] | the same for many files, with few directories opened twice |
 //! | [`atomic_file`] | files that exist completely or not at all |
 //! | [`temp_dir`] | temporary directories for this user alone |
 //! | [`regular_file`] | opening files that another user may have created |
 //! | [`ownership`] | the owners of files that root writes |
 //! | [`unsupported`] | operations that a file system may refuse |
+//! | [`sync_many`] | many files made durable with one call |
 //! | [`file_lock`] | waiting for a lock |
 //! | [`content_hash`], [`hex`] | hashes of blocks and pages; digests as text |
 //! | [`ordered_pool`], [`threads`] | parallel work, results in order; threads that may not start |
@@ -22,11 +24,13 @@ pub mod dir_handle;
 pub mod file_lock;
 pub mod hex;
 pub mod limits;
+pub mod open_dirs;
 pub mod operation;
 pub mod ordered_pool;
 pub mod ownership;
 pub mod progress;
 pub mod regular_file;
+pub mod sync_many;
 pub mod temp_dir;
 pub mod threads;
 pub mod unsupported;

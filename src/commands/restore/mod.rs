@@ -247,6 +247,7 @@ fn unpack(
     let manifest = chain::unpack(&plan, unpack_to, store.keys(), context)?.manifest;
     assert_holds(store, &manifest, &request.filter, options)?;
     write_manifest(&held, &manifest)?;
+    staging.sync(manifest.files.len())?;
     Ok(manifest)
 }
 

@@ -12,7 +12,7 @@ use crate::{
     util::{
         atomic_file,
         dir_handle::{DirHandle, held_path},
-        ownership,
+        ownership, sync_many,
         temp_dir::PrivateDir,
     },
 };
@@ -98,6 +98,14 @@ impl Staging {
             || self.path().to_path_buf(),
             |dir| held_path(dir, self.path()),
         )
+    }
+
+    /// Writes `count` unpacked files to the disk if they are synced together later. The directory
+    /// was opened before the first write, so that every failed write is an error here.
+    pub fn sync(&self, count: usize) -> Result<()> {
+        let batch = self.lock.as_ref();
+        let batch = batch.and_then(|dir| sync_many::begin(dir, self.path(), count));
+        batch.map_or(Ok(()), |batch| batch.sync())
     }
 
     /// Replaces the held path in the message of an error by the real path.

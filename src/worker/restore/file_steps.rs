@@ -34,7 +34,7 @@ pub fn move_file(from: &EntryHandle, to: &EntryHandle, copy_name: &str) -> Resul
     let failed = |cause| Error::io("move", &from.path(), cause);
     match from.rename(to) {
         Err(cause) if cause.kind() == io::ErrorKind::CrossesDevices => {
-            let copy = to.beside(copy_name)?;
+            let copy = to.beside(copy_name);
             copy.remove_file()?;
             if from.occupant()? == Some(EntryType::Link) {
                 copy.make_link(&fs::read_link(from.path()).map_err(failed)?)

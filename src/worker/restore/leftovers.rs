@@ -73,7 +73,7 @@ fn left_behind(state: &Path) -> Result<Vec<(PathBuf, Option<File>)>> {
         }
         let dir = (kind.is_dir() && name.starts_with(STAGING_PREFIX))
             .then(|| DirHandle::open(&entry.path()).ok())??;
-        let dir = File::from(dir);
+        let dir = dir.as_file().ok()?;
         dir.try_lock().ok()?;
         Some((entry.path(), Some(dir)))
     });

@@ -26,7 +26,7 @@ use crate::{
 /// target. `KG_TARGET_LOCKED` if the lock is not available in time.
 pub fn lock_target(state: &Path, timeout: Duration, context: &OperationContext) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
-    let dir = File::from(DirHandle::open(state).map_err(failed)?);
+    let dir = DirHandle::open(state).map_err(failed)?.as_file()?;
     if file_lock::wait(&dir, timeout, context, failed)? {
         return Ok(dir);
     }
@@ -44,7 +44,7 @@ pub fn lock_against_restores(
     cancel: &CancelToken,
 ) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
-    let dir = File::from(DirHandle::open(state).map_err(failed)?);
+    let dir = DirHandle::open(state).map_err(failed)?.as_file()?;
     if file_lock::wait_shared(
         &dir,
         timeout,

@@ -120,7 +120,7 @@ impl<'a> Session<'a> {
             dry_run: self.dry_run,
             lock_timeout: self.lock_timeout,
         };
-        let plan = plan(target, placements, &conditions)?;
+        let plan = target.while_no_directory_is_made(|| plan(target, placements, &conditions))?;
         Ok((undo_dir, plan))
     }
 }
@@ -160,7 +160,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         &picked,
         &mut warnings,
     )?;
-    let taken = plan::taken(&target, &placements)?;
+    let taken = target.while_no_directory_is_made(|| plan::taken(&target, &placements))?;
     if !taken.is_empty() && !request.overwrite {
         return Err(target_exists(&target, &taken));
     }

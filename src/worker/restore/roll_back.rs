@@ -85,7 +85,7 @@ fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
     let Some(now) = target.place(to)? else {
         return Ok(());
     };
-    let copy = now.beside(intent.copy_name(number))?;
+    let copy = now.beside(intent.copy_name(number));
     copy.remove_file()?;
     let Some(found) = now.stat()? else {
         // The move was not made yet, or was already rolled back.

@@ -5,38 +5,42 @@
 //! project.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     ffi::OsStr,
     io,
     path::{Path, PathBuf},
 };
 
-use nix::unistd::geteuid;
+use nix::{sys::stat::FileStat, unistd::geteuid};
 
 use crate::{
     error::{Code, Error, Result},
     project::{STATE_DIR, names},
     sqlite::files::{COMPANIONS, companion},
-    util::dir_handle::{DirHandle, EntryHandle},
+    util::{
+        dir_handle::{DirHandle, EntryHandle},
+        open_dirs::OpenDirs,
+        sync_many,
+    },
 };
 
 pub struct Target {
     /// `None` if there is no project yet, as in a dry run.
-    root: Option<DirHandle>,
+    root: Option<OpenDirs>,
     /// The directory `.kg`, which may be a link that the user made.
-    state: Option<DirHandle>,
+    state: Option<OpenDirs>,
     path: PathBuf,
     /// The only path outside the project that may be written.
     outside: Option<PathBuf>,
     /// The path, relative to the root, and the handle of the directory in `.kg` that a backup was
     /// unpacked into.
-    staging: Option<(PathBuf, DirHandle)>,
+    staging: Option<(PathBuf, OpenDirs)>,
 }
 
 impl Target {
     pub fn open(path: &Path) -> Result<Self> {
         let open = |path: &Path| match DirHandle::open(path) {
-            Ok(dir) => Ok(Some(dir)),
+            Ok(dir) => Ok(Some(OpenDirs::new(dir))),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(cause) => Err(Error::io("open", path, cause)),
         };
@@ -48,6 +52,29 @@ impl Target {
             outside: None,
             staging: None,
         })
+    }
+
+    /// Runs `work`, which makes no directory in the target, with fewer looks for missing ones.
+    pub fn while_no_directory_is_made<T>(&self, work: impl FnOnce() -> T) -> T {
+        let dirs = || [&self.root, &self.state].into_iter().flatten();
+        dirs().for_each(OpenDirs::begin_remembering);
+        let done = work();
+        dirs().for_each(OpenDirs::end_remembering);
+        done
+    }
+
+    /// Returns the same target for another thread.
+    pub fn share(&self) -> Target {
+        Target {
+            root: self.root.as_ref().map(OpenDirs::share),
+            state: self.state.as_ref().map(OpenDirs::share),
+            path: self.path.clone(),
+            outside: self.outside.clone(),
+            staging: self
+                .staging
+                .as_ref()
+                .map(|(path, dir)| (path.clone(), dir.share())),
+        }
     }
 
     /// Allows writing the database at `outside`, an absolute path.
@@ -76,13 +103,13 @@ impl Target {
             ));
         }
         let path = dir.held_path();
-        self.staging = Some((Path::new(STATE_DIR).join(name), dir));
+        self.staging = Some((Path::new(STATE_DIR).join(name), OpenDirs::new(dir)));
         Ok(path)
     }
 
     /// Returns the root without links; `None` if there is no project yet.
     pub fn root(&self) -> Option<&Path> {
-        self.root.as_ref().map(DirHandle::path)
+        self.root.as_ref().map(|root| root.top().path())
     }
 
     pub fn outside(&self) -> Option<&Path> {
@@ -120,11 +147,13 @@ impl Target {
         })
     }
 
+    /// Returns the attributes of the entry at a location; `None` if there is none.
+    pub fn stat(&self, location: &str) -> Result<Option<FileStat>> {
+        self.place(location)?.map_or(Ok(None), |place| place.stat())
+    }
+
     pub fn is_taken(&self, location: &str) -> Result<bool> {
-        Ok(match self.place(location)? {
-            Some(place) => place.occupant()?.is_some(),
-            None => false,
-        })
+        Ok(self.stat(location)?.is_some())
     }
 
     /// Returns user and group of the entry at a location, or else of the nearest existing directory
@@ -138,7 +167,7 @@ impl Target {
                 _ => None,
             };
             if let Some(dir) = dir {
-                return dir.as_ref().map(DirHandle::owner).transpose();
+                return dir.as_ref().map(|dir| dir.top().owner()).transpose();
             }
             if let Some(place) = self.place(location)? {
                 match place.stat()? {
@@ -160,17 +189,44 @@ impl Target {
         self.path.join(names::decode(location).unwrap_or_default())
     }
 
-    /// Makes the changes at these locations durable, with one sync per directory.
+    /// Makes the changes at these locations durable, with one sync per directory, or one sync for
+    /// many directories.
     pub fn sync<'a>(&self, locations: impl IntoIterator<Item = &'a str>) -> Result<()> {
-        let mut synced = BTreeSet::new();
-        for location in locations {
-            if synced.insert(parent(location))
-                && let Some(place) = self.place(location)?
+        // One location stands for its directory.
+        let dirs: BTreeMap<&str, &str> = locations
+            .into_iter()
+            .map(|location| (parent(location), location))
+            .collect();
+        let state = self
+            .state
+            .as_ref()
+            .map(|state| state.top().as_file())
+            .transpose()?;
+        let at_once = state
+            .as_ref()
+            .and_then(|state| sync_many::begin(state, &self.path, dirs.len()));
+        for location in dirs.into_values() {
+            let Some(place) = self.place(location)? else {
+                continue;
+            };
+            if !at_once
+                .as_ref()
+                .map_or(Ok(false), |batch| batch.covers(place.dir()))?
             {
                 place.dir().sync()?;
             }
         }
-        Ok(())
+        at_once.map_or(Ok(()), |batch| batch.sync())
+    }
+
+    /// Returns the path of the project.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the staging directory, once [`Target::hold`] has opened it.
+    pub fn staging(&self) -> Option<&DirHandle> {
+        self.staging.as_ref().map(|(_, dir)| dir.top())
     }
 
     fn place_outside(&self, path: &Path) -> Result<Option<EntryHandle>> {
@@ -207,7 +263,12 @@ impl Target {
     /// this user is the owner. Otherwise, the configuration of one user would direct the writes of
     /// another.
     fn assert_of_project(&self, dir: &DirHandle, place: &EntryHandle) -> Result<()> {
-        let Some((owner, _)) = self.state.as_ref().map(DirHandle::owner).transpose()? else {
+        let Some((owner, _)) = self
+            .state
+            .as_ref()
+            .map(|state| state.top().owner())
+            .transpose()?
+        else {
             return Ok(());
         };
         let is_theirs = owner == geteuid().as_raw()

@@ -1,0 +1,114 @@
+//! Makes many files durable with one call.
+//!
+//! `fsync` of each of many small files waits for the disk once for each file. `syncfs` writes the
+//! whole file system, and waits once. It reports errors like `fsync` only since Linux 5.8
+//! (<https://man7.org/linux/man-pages/man2/sync.2.html>), and only some file systems are known to
+//! record every error for it. Elsewhere, callers sync each file.
+
+use std::{fs::File, os::unix::fs::MetadataExt, path::Path};
+
+use super::dir_handle::DirHandle;
+use crate::{
+    error::{Error, Result},
+    util::unsupported,
+};
+
+/// The number of files or directories from which one `syncfs` replaces a sync of each. Fewer are
+/// synced one by one, because other programs may have much unwritten data in the file system.
+const LEAST: usize = 64;
+
+/// A file system that is synced once, for everything that changed in it since the directory was
+/// opened.
+pub struct Batch<'a> {
+    dir: &'a File,
+    /// The name of the directory in messages.
+    path: &'a Path,
+}
+
+/// Begins the sync of `count` entries on the file system of an open directory. Returns `None` if
+/// each entry is to be synced on its own.
+pub fn begin<'a>(dir: &'a File, path: &'a Path, count: usize) -> Option<Batch<'a>> {
+    (count >= LEAST && reports_every_error(dir)).then_some(Batch { dir, path })
+}
+
+impl Batch<'_> {
+    /// Returns whether the entries of that directory are on the same file system.
+    pub fn covers(&self, dir: &DirHandle) -> Result<bool> {
+        let found = self.dir.metadata();
+        let found = found.map_err(|cause| Error::io("look at", self.path, cause))?;
+        Ok(dir.device()? == found.dev())
+    }
+
+    /// Writes all data and metadata of the file system to the disk. An error means that a write
+    /// failed since the directory was opened.
+    pub fn sync(&self) -> Result<()> {
+        #[cfg(target_os = "linux")]
+        let synced = nix::unistd::syncfs(self.dir).map_err(std::io::Error::from);
+        #[cfg(not(target_os = "linux"))]
+        let synced = self.dir.sync_all();
+        synced
+            .and_then(|()| unsupported::sync(self.dir, self.path))
+            .map_err(|cause| Error::io("sync", self.path, cause))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn reports_every_error(dir: &File) -> bool {
+    use nix::sys::statfs::{
+        BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+    };
+    let kinds = [
+        BTRFS_SUPER_MAGIC,
+        EXT4_SUPER_MAGIC,
+        TMPFS_MAGIC,
+        XFS_SUPER_MAGIC,
+    ];
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.is_ok_and(|release| is_since_5_8(&release))
+        && fstatfs(dir).is_ok_and(|found| kinds.contains(&found.filesystem_type()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reports_every_error(_: &File) -> bool {
+    false
+}
+
+/// Returns whether a release of Linux, such as `6.1.0-18-amd64`, is 5.8 or newer.
+#[cfg(target_os = "linux")]
+fn is_since_5_8(release: &str) -> bool {
+    let mut numbers = release.split('.').map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 8))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_of_linux_is_compared_by_its_numbers() {
+        for newer in ["5.8.0", "5.10.0-8-amd64", "6.1.0", "10.0.1\n"] {
+            assert!(is_since_5_8(newer), "{newer}");
+        }
+        for older in ["5.7.19", "4.19.0-6", "3.10", "", "five.8", "6"] {
+            assert!(!is_since_5_8(older), "{older}");
+        }
+    }
+
+    #[test]
+    fn few_entries_are_synced_one_by_one_and_many_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = File::open(dir.path()).unwrap();
+        assert!(begin(&open, dir.path(), LEAST - 1).is_none());
+        // The temporary directory of the tests may be on a file system that is not known.
+        if let Some(batch) = begin(&open, dir.path(), LEAST) {
+            assert!(batch.covers(&DirHandle::open(dir.path()).unwrap()).unwrap());
+            batch.sync().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_system_that_may_hide_errors_is_not_synced_at_once() {
+        let proc = File::open("/proc").unwrap();
+        assert!(begin(&proc, Path::new("/proc"), LEAST).is_none());
+    }
+}
