@@ -266,7 +266,9 @@ impl RestoreArgs {
 
 pub fn confirmed(question: &str) -> Result<bool> {
     let mut err = io::stderr().lock();
-    let _ = write!(err, "{question} [y/N] ").and_then(|()| err.flush());
+    // One write, so that the terminal's echo of an early answer does not end up inside it.
+    let prompt = format!("{question} [y/N] ");
+    let _ = err.write_all(prompt.as_bytes()).and_then(|()| err.flush());
     let mut answer = String::new();
     let terminal = Path::new("the terminal");
     io::stdin()
