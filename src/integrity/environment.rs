@@ -3,7 +3,6 @@
 
 use std::{
     fs::{self, Metadata},
-    io::Read,
     os::unix::fs::MetadataExt,
     path::Path,
 };
@@ -18,7 +17,7 @@ use crate::{
         files::{MAGIC, companion},
         format::{btree::u32_at, header::HEADER_BYTES, wal::Validity},
         wal_in_use,
-        wal_start::{self, WalStart},
+        wal_start::WalStart,
     },
     util::{operation::CancelToken, regular_file},
 };
@@ -63,7 +62,8 @@ pub fn wal_not_in_use(database: &Path, named: &Named) -> Option<Issue> {
 /// (<https://sqlite.org/wal.html#walresetbug>). The header names that version. The versions that
 /// other processes use now cannot be determined.
 fn old_writer(database: &Path, named: &Named) -> Option<Issue> {
-    let start = read_start::<HEADER_BYTES>(database).filter(|start| start.starts_with(MAGIC))?;
+    let start =
+        regular_file::start::<HEADER_BYTES>(database).filter(|start| start.starts_with(MAGIC))?;
     let version = u32_at(&start, WRITER_VERSION).unwrap_or(0);
     if start[19] != WAL_VERSION || !resets_wal_wrongly(version) {
         return None;
@@ -94,22 +94,12 @@ fn resets_wal_wrongly(version: u32) -> bool {
     version >= 3_007_000 && !is_mended
 }
 
-/// Returns an issue if the WAL cannot be used, or not by this database. `None` also if the WAL
-/// changes each time it is read, because then a process uses it.
+/// Returns an issue if the WAL cannot be used, or not by this database.
 fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     let path = companion(database, "-wal");
     fs::metadata(&path).ok().filter(Metadata::is_file)?;
-    for _ in 0..wal_start::ATTEMPTS {
-        let Ok(start) = WalStart::read(&path) else {
-            return Some(ignored_wal(named, "cannot be read"));
-        };
-        let start = start?;
-        let issue = unusable_wal(&start, database, named, cancel)?;
-        if start.is_unchanged() {
-            return Some(issue);
-        }
-    }
-    None
+    WalStart::judge(&path, |start| unusable_wal(start, database, named, cancel))
+        .unwrap_or_else(|_| Some(ignored_wal(named, "cannot be read")))
 }
 
 fn unusable_wal(
@@ -128,7 +118,7 @@ fn unusable_wal(
         }
         Validity::Valid => {}
     }
-    let start = read_start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
+    let start = regular_file::start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
     let page_size = match u16::from_be_bytes([start[16], start[17]]) {
         1 => 65_536,
         size => u32::from(size),
@@ -177,15 +167,6 @@ pub fn wal_is_foreign(named: &Named) -> Issue {
 
 pub fn has_wal(database: &Path) -> bool {
     fs::metadata(companion(database, "-wal")).is_ok_and(|found| found.len() > 0)
-}
-
-fn read_start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
-    let mut start = [0; LENGTH];
-    regular_file::open_linked(path)
-        .ok()?
-        .read_exact(&mut start)
-        .ok()?;
-    Some(start)
 }
 
 /// Returns the number of the file system type, as `statfs` reports it.

@@ -16,7 +16,6 @@
 
 use std::{
     fs::{self, Metadata},
-    io::Read,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -33,7 +32,7 @@ use super::{
     files::{self, JOURNAL_MAGIC, companion},
     open_read_only,
     vfs_guard::ReadOnly,
-    wal_start::{self, WalStart},
+    wal_start::WalStart,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -141,21 +140,15 @@ impl Drop for InPlaceAccess {
 /// process.
 pub fn ignores_wal(path: &Path) -> bool {
     let wal = companion(path, "-wal");
-    for _ in 0..wal_start::ATTEMPTS {
-        let start = match WalStart::read(&wal) {
-            Ok(Some(start)) => start,
-            Ok(None) => return false,
-            Err(_) => return !is_open(path),
-        };
-        if start.header().is_some_and(|header| header.is_valid()) || is_open(path) {
-            return false;
-        }
-        // Compared last: a host that ended since then has deleted the WAL.
-        if start.is_unchanged() {
-            return true;
-        }
+    let is_ignored = WalStart::judge(&wal, |start| {
+        let is_valid = start.header().is_some_and(|header| header.is_valid());
+        // A host that ends after this look deletes the WAL, so the WAL changes.
+        (!is_valid && !is_open(path)).then_some(true)
+    });
+    match is_ignored {
+        Ok(is_ignored) => is_ignored.unwrap_or(false),
+        Err(_) => !is_open(path),
     }
-    false
 }
 
 /// Returns whether SQLite ignores a WAL that may contain commits. A WAL that ends before its first
@@ -245,7 +238,8 @@ pub fn cut_off(path: &Path, shown: &Path) -> Option<Error> {
 /// Its WAL or journal still exists then.
 pub fn is_cut_off(path: &Path) -> bool {
     let starts = |suffix: &str, magic: &[u8]| {
-        start::<8>(&companion(path, suffix)).is_some_and(|start| start.starts_with(magic))
+        regular_file::start::<8>(&companion(path, suffix))
+            .is_some_and(|start| start.starts_with(magic))
     };
     (starts("-wal", WAL_MAGIC) || starts("-journal", JOURNAL_MAGIC))
         && cut_off(path, path).is_some()
@@ -265,23 +259,15 @@ fn is_shorter_than_a_page(path: &Path, found: &Metadata) -> bool {
 }
 
 fn wal_header(wal: &Path) -> Option<WalHeader> {
-    start::<WAL_HEADER_BYTES>(wal).map(|start| WalHeader::parse(&start))
+    regular_file::start::<WAL_HEADER_BYTES>(wal).map(|start| WalHeader::parse(&start))
 }
 
 /// Returns whether a journal belongs to a database that had pages before the transaction.
 fn has_pages(journal: &Path) -> bool {
     const UNTIL: usize = JOURNAL_PAGES_AT as usize + 4;
-    start::<UNTIL>(journal).is_some_and(|start| {
+    regular_file::start::<UNTIL>(journal).is_some_and(|start| {
         start.starts_with(JOURNAL_MAGIC) && start[JOURNAL_PAGES_AT as usize..] != [0; 4]
     })
-}
-
-fn start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
-    let mut start = [0; LENGTH];
-    regular_file::open_linked(path)
-        .and_then(|mut file| file.read_exact(&mut start))
-        .ok()?;
-    Some(start)
 }
 
 #[cfg(test)]

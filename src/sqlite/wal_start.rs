@@ -1,7 +1,7 @@
 //! The start of a WAL next to a live database.
 //!
 //! A host may create, truncate or delete its WAL at any moment, so two reads may see different
-//! files. A conclusion from a [`WalStart`] counts only if [`WalStart::is_unchanged`] afterwards.
+//! files. A conclusion counts only if the WAL is the same afterwards ([`WalStart::judge`]).
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ use super::format::wal::{WAL_HEADER_BYTES, WalHeader};
 use crate::util::regular_file;
 
 /// How often a WAL that changes meanwhile is read.
-pub const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 3;
 
 pub struct WalStart {
     path: PathBuf,
@@ -24,8 +24,25 @@ pub struct WalStart {
 }
 
 impl WalStart {
+    /// Returns what `judge` concludes about the WAL at `path`. Returns `None` if there is no WAL, if
+    /// it is empty, or if it changes each time it is read, because then a process uses it.
+    pub fn judge<T>(path: &Path, judge: impl Fn(&WalStart) -> Option<T>) -> io::Result<Option<T>> {
+        for _ in 0..ATTEMPTS {
+            let Some(start) = WalStart::read(path)? else {
+                return Ok(None);
+            };
+            let Some(conclusion) = judge(&start) else {
+                return Ok(None);
+            };
+            if start.is_unchanged() {
+                return Ok(Some(conclusion));
+            }
+        }
+        Ok(None)
+    }
+
     /// Reads the start of the WAL at `path`; `None` if there is none or it is empty.
-    pub fn read(path: &Path) -> io::Result<Option<WalStart>> {
+    fn read(path: &Path) -> io::Result<Option<WalStart>> {
         let file = match regular_file::open_linked(path) {
             Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
@@ -47,7 +64,7 @@ impl WalStart {
     }
 
     /// Returns whether the file still has this name and this header.
-    pub fn is_unchanged(&self) -> bool {
+    fn is_unchanged(&self) -> bool {
         let is_same_file = || -> io::Result<bool> {
             let (named, open) = (std::fs::metadata(&self.path)?, self.file.metadata()?);
             Ok((named.dev(), named.ino()) == (open.dev(), open.ino()) && open.len() > 0)

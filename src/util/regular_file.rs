@@ -39,6 +39,15 @@ fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
     only(file)
 }
 
+/// Returns the first bytes of the file at `path`; `None` if it is shorter or cannot be read.
+pub fn start<const BYTES: usize>(path: &Path) -> Option<[u8; BYTES]> {
+    let mut start = [0; BYTES];
+    open_linked(path)
+        .and_then(|mut file| file.read_exact(&mut start))
+        .ok()?;
+    Some(start)
+}
+
 /// Returns the open file if it is a regular file.
 pub fn only(file: File) -> io::Result<File> {
     if !file.metadata()?.is_file() {
