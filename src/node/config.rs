@@ -52,7 +52,7 @@ pub struct Config {
     schedule: Option<String>,
     storage_options: Option<Value>,
     encryption: Option<Encryption>,
-    /// The settings of the project; empty until [`Config::complete`] was called.
+    /// The settings of the project, which complete the options; empty until they are read.
     #[serde(skip)]
     pub(super) settings: Settings,
     /// The `kg` executable that runs as the worker.
@@ -141,12 +141,6 @@ impl Config {
             None => KeySource::keys_of_project(root, &self.launch()),
         };
         Ok(store.with_keys(keys))
-    }
-
-    /// Completes options that are not set from the project's settings. Relative paths in the
-    /// settings are resolved against the project's root.
-    pub fn complete(&mut self, settings: Settings) {
-        self.settings = settings;
     }
 
     pub fn names_a_store(&self) -> bool {

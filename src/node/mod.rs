@@ -154,7 +154,7 @@ pub fn backup_dir(config: String) -> String {
 /// that cannot be used.
 fn settled(mut config: Config) -> Result<(Config, Vec<Warning>)> {
     let (settings, warnings) = Worker::settings(&config.launch(), &config.project_root)?;
-    config.complete(settings);
+    config.settings = settings;
     Ok((config, warnings))
 }
 

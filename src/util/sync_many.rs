@@ -8,10 +8,7 @@
 use std::{fs::File, os::unix::fs::MetadataExt, path::Path};
 
 use super::dir_handle::DirHandle;
-use crate::{
-    error::{Error, Result},
-    util::unsupported,
-};
+use crate::error::{Error, Result};
 
 /// The number of files or directories from which one `syncfs` replaces a sync of each. Fewer are
 /// synced one by one, because other programs may have much unwritten data in the file system.
@@ -46,9 +43,7 @@ impl Batch<'_> {
         let synced = nix::unistd::syncfs(self.dir).map_err(std::io::Error::from);
         #[cfg(not(target_os = "linux"))]
         let synced = self.dir.sync_all();
-        synced
-            .and_then(|()| unsupported::sync(self.dir, self.path))
-            .map_err(|cause| Error::io("sync", self.path, cause))
+        synced.map_err(|cause| Error::io("sync", self.path, cause))
     }
 }
 
