@@ -81,7 +81,7 @@ describe('after a repair of rows, whose safety backup is of sound pages', () => 
     return repair.safetyBackup.id;
   }
 
-  test('it is not the latest or a base, and retention keeps a good one besides it', async () => {
+  test('it is not the latest or a base, and retention also keeps a good one', async () => {
     const { root, manager, repair } = await repairRows();
     const full = await manager.createBackup();
     const safety = await repair();

@@ -21,7 +21,7 @@ import path from 'node:path';
 import Database from 'better-sqlite3';
 import { describe, expect, test } from 'vitest';
 
-import { kg, kgPath, run, startHost } from './support/processes.mjs';
+import { inBindMount, kg, kgPath, run, startHost } from './support/processes.mjs';
 import { fillDatabase, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const isRoot = process.getuid() === 0;
@@ -294,15 +294,7 @@ describe('the graph database with a hard link', () => {
     const project = makeProject();
     const mounted = path.join(project.root, '.kg/plugins/x.db');
     writeFileSync(mounted, '');
-    const mount = [
-      'unshare',
-      '-m',
-      'sh',
-      '-c',
-      'mount --bind "$0" "$1" && shift && exec "$@"',
-      project.database,
-      mounted,
-    ];
+    const mount = inBindMount(project.database, mounted);
     const host = await startHost(mounted, { through: mount });
     await host.tell(ADD('in the WAL'));
     const { at, about } = await roundTrip(project.root, {

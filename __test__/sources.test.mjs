@@ -168,7 +168,7 @@ test('a database outside the project is saved, and restored elsewhere into .kg',
   expect(run('sqlite3', [outside, 'SELECT count(*) FROM edges'])).toBe('199\n');
 });
 
-test('a linked .kg, or an old database in the project besides an outside one, can be restored', async () => {
+test('a linked .kg, or an old database in the project in addition to an outside one, can be restored', async () => {
   const linked = makeProject();
   const real = path.join(temporaryDirectory(), 'state');
   run('mv', [path.join(linked.root, '.kg'), real]);

@@ -21,7 +21,7 @@ import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-gra
 import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
-import { kg, kgPath, run, startHost } from './support/processes.mjs';
+import { inBindMount, kg, kgPath, run, startHost } from './support/processes.mjs';
 import {
   fillDatabase,
   fingerprint,
@@ -266,15 +266,7 @@ describe('a process', () => {
       const elsewhere = temporaryDirectory();
       const mounted = path.join(elsewhere, 'app.db');
       writeFileSync(mounted, '');
-      const mount = [
-        'unshare',
-        '-m',
-        'sh',
-        '-c',
-        'mount --bind "$0" "$1" && shift && exec "$@"',
-        project.database,
-        mounted,
-      ];
+      const mount = inBindMount(project.database, mounted);
       const host = await startHost(mounted, { through: mount });
       await host.tell(ADD('in the container'));
       await expectReported(project, `process ${host.pid} (node)`);
@@ -428,15 +420,7 @@ describe('there is no alarm', () => {
     async () => {
       const { root, database } = makeProject();
       const elsewhere = temporaryDirectory();
-      const mount = [
-        'unshare',
-        '-m',
-        'sh',
-        '-c',
-        'mount --bind "$0" "$1" && shift && exec "$@"',
-        path.dirname(database),
-        elsewhere,
-      ];
+      const mount = inBindMount(path.dirname(database), elsewhere);
       const host = await startHost(path.join(elsewhere, 'knowledge.db'), { through: mount });
       await host.tell(ADD('before'));
       expectNoAlarm(await kgOutput(root));

@@ -33,6 +33,20 @@ export async function startWriter(database) {
 }
 
 /**
+ * Returns a command that runs another one in a mount namespace of its own, in which `from` is also
+ * at `to`. For `through` of {@link startHost}.
+ */
+export const inBindMount = (from, to) => [
+  'unshare',
+  '-m',
+  'sh',
+  '-c',
+  'mount --bind "$0" "$1" && shift && exec "$@"',
+  from,
+  to,
+];
+
+/**
  * Starts support/host.mjs and waits until it has the database open. `tell(sql)` resolves to its
  * rows. `through` is a command line that runs the host command appended to it.
  */
