@@ -113,8 +113,11 @@ function seeds() {
   return {
     archive: contents,
     cron: CRON,
+    // The first byte sets where the content is cut.
+    deflate: [Buffer.concat([Buffer.from([40]), Buffer.from(manifests[0])]), database],
     // The first byte sets the size of the chunks in which the target receives the rest.
     delta: [...pages, database].map((bytes) => Buffer.concat([Buffer.from([200]), bytes])),
+    fast_check: [database, Buffer.from(database).fill(0, 512, 1024)],
     journal: [true, false].map((decided) => JSON.stringify(journal(decided, JSON.parse(record)))),
     manifest: manifests,
     protocol: FRAMES,

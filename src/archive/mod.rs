@@ -20,7 +20,7 @@ pub mod block;
 pub mod block_digest;
 pub mod block_reader;
 pub mod block_writer;
-mod deflate;
+pub mod deflate;
 pub mod delta;
 pub mod encryption;
 pub mod errors;

@@ -215,7 +215,7 @@ pub(super) fn until<T>(
 
 impl Snapshot {
     /// Begins a read transaction and pins it with a first read, because `BEGIN` alone pins nothing.
-    pub(super) fn pin(connection: Connection, path: &Path) -> Result<Self> {
+    pub fn pin(connection: Connection, path: &Path) -> Result<Self> {
         let pinned = || -> rusqlite::Result<(u64, u64)> {
             connection.execute_batch("BEGIN")?;
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
