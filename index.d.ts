@@ -380,7 +380,7 @@ export declare class BackupManager {
    * @param backup the path of an archive, the id of a backup, or `'latest'`
    * @throws {KgError} the errors of {@link verifyBackup}
    */
-  checkBackup(backup: string, options?: LongCallOptions): Promise<CheckReport>;
+  checkBackup(backup: string, options?: CheckBackupOptions): Promise<CheckReport>;
 
   /**
    * Restores a backup or parts of it. The archive is unpacked into a staging directory, and every
@@ -972,6 +972,12 @@ export interface Warning {
   path?: string;
 }
 
+/** What to check. */
+export interface CheckBackupOptions extends LongCallOptions {
+  /** Whether the result lists the files of the backup. Default: `false`. */
+  listFiles?: boolean;
+}
+
 /** The result of {@link BackupManager.checkBackup}. */
 export interface CheckReport {
   /** Whether no problem was found. */
@@ -982,6 +988,11 @@ export interface CheckReport {
   path: string;
   /** The manifest inside the archive; absent if it could not be read. */
   manifest?: Manifest;
+  /**
+   * The files, directories and links that a restore of the backup puts back; empty if they could
+   * not be determined. Absent without `listFiles`.
+   */
+  files?: ManifestFile[];
   /**
    * `KG_WARN_PASSED_OVER` if `latest` was given and means an older backup than the newest one; and
    * warnings about the keys that opened the backup, or about the settings.
@@ -1021,8 +1032,10 @@ export interface Problem {
  * `docs/reference/format.md`.
  */
 export interface Manifest {
-  /** The version of the format. */
+  /** The version of the manifest. */
   version: string;
+  /** The format of the archive; absent in archives of the first format. */
+  format?: number;
   /** The id of the backup. */
   id: string;
   /** The type of the backup. */
@@ -1039,12 +1052,15 @@ export interface Manifest {
    */
   stats: BackupStats;
   /**
-   * The digest of each entry of the archive: `sha256:` and 64 hexadecimal digits, by the name of
-   * the entry.
+   * The digests of `database.sqlite` and `config.json`, as far as the archive has them: `sha256:`
+   * and 64 hexadecimal digits. `checksums.sha256` in the archive has the digests of all entries.
    */
   checksums: Record<string, string>;
-  /** The files, directories and links, in the order of the archive. */
-  files: ManifestFile[];
+  /**
+   * The number of files, directories and links that the backup describes, and the digest of their
+   * list: 64 hexadecimal digits. Absent in archives of the first format.
+   */
+  fileList?: { records: number; sha256: string };
   /** The state of the databases at the time of the backup. */
   integrity: SourceIntegrity;
   /** The warnings of the backup. */
@@ -1073,8 +1089,6 @@ export interface Manifest {
    * digits.
    */
   basedOnChecksum?: string;
-  /** For an incremental backup, the paths in its base that no longer exist. */
-  deleted?: string[];
   /** The compression and its level, such as `gzip -6`; absent for a plain archive. */
   compression?: string;
   /** A digest of the project's location, which distinguishes projects that share a store. */
@@ -1083,7 +1097,7 @@ export interface Manifest {
   tool: { name: string; version: string };
 }
 
-/** A file, directory or link in an archive. */
+/** A file, directory or link of a backup. */
 export interface ManifestFile {
   /** The name of the entry in the archive. */
   entry: string;
@@ -1104,21 +1118,12 @@ export interface ManifestFile {
   size: number;
   /** The permission bits. */
   mode: number;
-  /**
-   * How an incremental backup stores the file. `base`: the file is the same as in the base.
-   * `pages`: the entry contains only the changed pages. Absent if the entry contains the whole
-   * file.
-   */
-  stored?: 'base' | 'pages';
-  /**
-   * The SHA-256 digest of the restored content, 64 hexadecimal digits; present if `stored` is
-   * present.
-   */
-  sha256?: string;
-  /** The changed pages, if `stored` is `pages`; see `docs/reference/format.md`. */
-  pages?: { pageSize: number; changed: number; root: string };
   /** The time of the last modification, as an RFC 3339 timestamp in UTC. */
   mtime: string;
+  /** The SHA-256 digest of a file, 64 hexadecimal digits; absent for directories and links. */
+  sha256?: string;
+  /** The blocks of a database; see `docs/reference/format.md`. */
+  blocks?: { size: number; root: string };
 }
 
 /**

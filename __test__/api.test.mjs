@@ -96,7 +96,7 @@ describe('createBackup', () => {
       plugins: false,
     });
     expect(run('tar', ['-tzf', backup.path])).toBe(
-      'database.sqlite\nmanifest.json\nchecksums.sha256\n',
+      'database.sqlite\nfiles.jsonl\nmanifest.json\nchecksums.sha256\n',
     );
   });
 
@@ -165,8 +165,9 @@ describe('createBackup', () => {
       journalMode: 'delete',
     });
     const { manager, root } = setUp({}, project);
-    const { manifest } = await manager.checkBackup((await manager.createBackup()).id);
-    const places = manifest.files.map(({ entry, path: place, database }) => [
+    const { id } = await manager.createBackup();
+    const { files } = await manager.checkBackup(id, { listFiles: true });
+    const places = files.map(({ entry, path: place, database }) => [
       entry,
       place,
       database ?? false,

@@ -105,7 +105,6 @@ describe('with a passphrase', () => {
     expect(text).not.toContain(root);
     expect(JSON.parse(text)).toMatchObject({
       encrypted: true,
-      files: [],
       checksums: {},
       id: backup.id,
       stats: { nodeCount: 50 },
@@ -212,10 +211,11 @@ describe('to recipients', () => {
     const full = await maker.createBackup();
     const kept = path.join(project.root, '.kg/cache/backup-pages');
     // `stores.json` is the record of the stores.
-    expect(readdirSync(kept).sort()).toEqual([full.id, `${full.id}.manifest`, 'stores.json']);
+    const cacheOf = ({ id }) => [id, `${id}.files`, `${id}.manifest`, 'stores.json'];
+    expect(readdirSync(kept).sort()).toEqual(cacheOf(full));
     // One wrong byte makes the cached manifest unusable.
     const file = path.join(kept, `${full.id}.manifest`);
-    writeFileSync(file, readFileSync(file, 'utf8').replace('"mode"', '"mood"'));
+    writeFileSync(file, readFileSync(file, 'utf8').replace('"tool"', '"tooi"'));
     project.change(1);
     expect(await maker.createBackup({ type: 'incremental' })).toMatchObject({
       type: 'full',
@@ -234,11 +234,7 @@ describe('to recipients', () => {
     });
     const incremental = await owner.createBackup({ type: 'incremental' });
     expect(incremental).toMatchObject({ type: 'incremental', warnings: [] });
-    expect(readdirSync(kept).sort()).toEqual([
-      incremental.id,
-      `${incremental.id}.manifest`,
-      'stores.json',
-    ]);
+    expect(readdirSync(kept).sort()).toEqual(cacheOf(incremental));
     await expectRestores(owner, incremental, project);
   });
 

@@ -49,6 +49,9 @@ const changed = (change) => (tar) => forge.seal(forge.rewriteManifest(tar, chang
 /** A forgery with a replaced manifest. */
 const withManifestText = (text, change) => (tar) =>
   forge.seal(forge.tarOf(forge.changedEntries(tar, { change, text })));
+/** A forgery with a replaced list of files. */
+const withListText = (listed) => (tar) =>
+  forge.seal(forge.tarOf(forge.changedEntries(tar, { listed })));
 /** A forgery whose tar does not have the entries that its manifest and checksums list. */
 const rearrangedEntries = (rearrange, change) => (tar) => {
   const entries = forge.changedEntries(tar, { change });
@@ -616,20 +619,43 @@ describe('entries that', () => {
       entries.filter((entry) => entry.name !== vectors),
     ),
     'are in another order': rearrangedEntries((entries) => void swap(entries, 0, 1)),
-    'are in another order in the manifest': rearrangedEntries(
-      () => {},
-      (manifest) => swap(manifest.files, 0, 1),
-    ),
+    'are in another order in the list': (tar) =>
+      forge.seal(
+        forge.tarOf(
+          forge.changedEntries(tar, {
+            change: (manifest) => swap(manifest.files, 0, 1),
+            inOrder: false,
+          }),
+        ),
+      ),
+    'are in the order of the list, but not of a backup': (tar) => {
+      const change = (manifest, entries) =>
+        [manifest.files, entries].forEach((list) => swap(list, 0, 1));
+      return forge.seal(forge.tarOf(forge.changedEntries(tar, { change, inOrder: false })));
+    },
     'belong to two records': changed((manifest) =>
       manifest.files.push({ ...recordOf(manifest, vectors), path: '.kg/x' }),
     ),
     'are the manifest itself': changed((manifest) =>
-      manifest.files.push({ ...recordOf(manifest, vectors), entry: 'manifest.json' }),
+      manifest.files.push({
+        ...recordOf(manifest, vectors),
+        entry: 'manifest.json',
+        path: '.kg/x',
+      }),
+    ),
+    'are the list itself': changed((manifest) =>
+      manifest.files.push({ ...recordOf(manifest, vectors), entry: 'files.jsonl', path: '.kg/x' }),
     ),
     'do not exist': () => forge.seal(forge.tarOf([])),
     'are only a manifest': rearrangedEntries((entries) => [at(entries, 'manifest.json')]),
     'lack a manifest': rearrangedEntries((entries) =>
       entries.filter((entry) => entry.name !== 'manifest.json'),
+    ),
+    'lack a list of files': rearrangedEntries((entries) =>
+      entries.filter((entry) => entry.name !== 'files.jsonl'),
+    ),
+    'are two lists of files': rearrangedEntries(
+      (entries) => void entries.splice(-2, 0, at(entries, 'files.jsonl')),
     ),
     'lack checksums': rearrangedEntries((entries) => entries.slice(0, -1)),
     'are two manifests': rearrangedEntries(
@@ -774,11 +800,11 @@ describe('a manifest that', () => {
   refuses(...MISMATCH, {
     'has a smaller size': recorded((record) => (record.size -= 1)),
     'has a larger size': recorded((record) => (record.size += 1)),
-    'has a huge size': withManifestText((json) =>
-      json.replace('"size":12,', '"size":18446744073709551615,'),
+    'has a huge size': withListText((lines) =>
+      lines.replace('"size":12,', '"size":18446744073709551615,'),
     ),
-    'has a size that does not fit in a number': withManifestText((json) =>
-      json.replace('"size":12,', '"size":18446744073709551616,'),
+    'has a size that does not fit in a number': withListText((lines) =>
+      lines.replace('"size":12,', '"size":18446744073709551616,'),
     ),
     'has a negative size': recorded((record) => (record.size = -1)),
     'has half a byte': recorded((record) => (record.size = 11.5)),
@@ -821,7 +847,17 @@ describe('a manifest that', () => {
     'is followed by another': withManifestText((json) => json + json),
     'is truncated': withManifestText((json) => json.slice(0, -10)),
     'has nested lists': withManifestText((json) =>
-      json.replace('"files":[', `"files":[${'['.repeat(1_000_000)}`),
+      json.replace('"messages":[', `"messages":[${'['.repeat(1_000_000)}`),
+    ),
+    'has another list of files': changed((manifest) => manifest.files.pop()),
+    'counts another number of files': withManifestText((json) =>
+      json.replace('"records":', '"records":1'),
+    ),
+    'does not identify the list': withManifestText((json) =>
+      json.replace('"fileList":', '"other":'),
+    ),
+    'has another checksum of the database': withManifestText((json) =>
+      json.replace(/"database.sqlite":"sha256:./, '"database.sqlite":"sha256:x'),
     ),
     'has nested lists in its version': withManifestText((json) =>
       json.replace('"version":', `"version":${'['.repeat(1_000_000)}`),
@@ -893,17 +929,16 @@ describe('a sidecar that', () => {
       };
     };
   refuses(...MISMATCH, {
-    'has another size of a file': lies((manifest) => (recordOf(manifest, vectors).size = 10)),
-    'has another path of a file': lies(
-      (manifest) => (recordOf(manifest, vectors).path = '.kg/forged'),
+    'has another size of the files': lies((manifest) => (manifest.stats.totalSize = 10)),
+    'has another checksum': lies(
+      (manifest) => (manifest.checksums['config.json'] = `sha256:${'0'.repeat(64)}`),
     ),
-    'has a path that climbs': lies(
-      (manifest) => (recordOf(manifest, vectors).path = '../../kg-forged'),
-    ),
-    'lacks a file': lies((manifest) => void manifest.files.pop()),
-    'has an extra file': lies(
-      (manifest) => void manifest.files.push({ ...manifest.files[3], entry: 'x', path: '.kg/x' }),
-    ),
+    'has the list in another place': lies((manifest) => (manifest.archive.listOffset = 0)),
+    'has the list beyond the end': lies((manifest) => (manifest.archive.listOffset = 2 ** 50)),
+    'has the list within a block': lies((manifest) => (manifest.archive.listOffset = 30)),
+    'has another list of files': lies((manifest) => (manifest.fileList.sha256 = '0'.repeat(64))),
+    'lacks the list of files': lies((manifest) => delete manifest.fileList),
+    'is of the first format': lies((manifest) => delete manifest.format),
     'has another digest of the archive': lies(
       (manifest) => (manifest.archive.sha256 = '0'.repeat(64)),
     ),
@@ -1071,8 +1106,7 @@ describe('gigabytes in', () => {
       'a file whose size is 10 bytes in the sidecar': (tar) => {
         const archive = between(zeros(300 * MB, { name }));
         const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
-        const add = ({ files }) =>
-          files.splice(1, 0, { ...files[1], entry: name, path: '.kg/forged', size: 10 });
+        const add = ({ stats }) => (stats.totalSize += 10);
         return { archive, sidecarText: forge.sidecarOf(archive, manifest, add) };
       },
       'a file that the sidecar lacks': (tar) => {
@@ -1096,7 +1130,7 @@ describe('gigabytes in', () => {
         const manifest = JSON.parse(at(entries, 'manifest.json').content);
         return {
           archive,
-          sidecarText: forge.sidecarOf(archive, manifest, ({ files }) => (files[3].size = 12)),
+          sidecarText: forge.sidecarOf(archive, manifest),
         };
       },
       'a manifest beyond the maximum length': (tar) =>
@@ -1111,10 +1145,9 @@ describe('gigabytes in', () => {
       'a file that is larger than the disk': terabyte,
       'a file that is larger than the disk, also in the sidecar': (tar) => {
         const { archive, entries } = terabyte(tar);
-        return {
-          archive,
-          sidecarText: forge.sidecarOf(archive, JSON.parse(at(entries, 'manifest.json').content)),
-        };
+        const manifest = JSON.parse(at(entries, 'manifest.json').content);
+        const add = ({ stats }) => (stats.totalSize += 2 ** 50);
+        return { archive, sidecarText: forge.sidecarOf(archive, manifest, add) };
       },
     },
   );
@@ -1164,34 +1197,21 @@ describe('a million of', () => {
     { memory: 1024 * MB },
     {
       'records for one entry': (tar) => {
-        const text = String(at(forge.changedEntries(tar, {}), 'manifest.json').content);
-        const files = text.indexOf('"files":[') + '"files":['.length;
         const record =
-          '{"entry":"x","path":".kg/x","component":"files","size":0,"mode":420,"mtime":"2024-01-01T00:00:00Z"},';
-        const parts = [
-          Buffer.from(text.slice(0, files)),
-          Buffer.from(record.padEnd(128)),
-          Buffer.from(text.slice(files)),
-        ];
-        const members = [
-          forge.member(parts[0]),
-          ...forge.repeated(parts[1], 1_000_000),
-          forge.member(parts[2]),
-        ];
-        return withText(
-          tar,
-          'manifest.json',
-          members,
-          parts[0].length + 128 * 1_000_000 + parts[2].length,
-        );
+          '{"entry":"x","path":".kg/x","component":"files","size":0,"mode":420,"mtime":"2024-01-01T00:00:00Z"}';
+        const line = Buffer.from(`${record.padEnd(127)}\n`);
+        const members = forge.repeated(line, 1_000_000);
+        return withText(tar, 'files.jsonl', members, 128 * 1_000_000);
       },
+      'letters in one line of the list': (tar) =>
+        withText(tar, 'files.jsonl', forge.repeated(Buffer.alloc(512, 'x'), 2_000), 1_024_000),
     },
   );
   refusesSoon(
     { code: 'KG_NOT_A_BACKUP', valid: true },
     {
       'directories in a path, or nearly': added({ path: `.kg/${'a/'.repeat(30_000)}x` }),
-      'letters in a name': added({ path: `.kg/${'a'.repeat(1_000_000)}` }),
+      'letters in a name, nearly': added({ path: `.kg/${'a'.repeat(100_000)}` }),
       'letters in the target of a link': changed((m, e) => {
         e.push(forge.longName('l'.repeat(4096), 'K'));
         forge.addEntry(m, e, {

@@ -53,6 +53,12 @@ async function restored(manager, backup) {
   return { target, result, database: path.join(target, '.kg/knowledge.db') };
 }
 
+/** Returns what an incremental backup lists: the differences from its base. */
+function changesIn(backup) {
+  const lines = run('tar', ['-xOf', backup.path, 'files.jsonl']).split('\n').slice(0, -1);
+  return lines.map((line) => JSON.parse(line));
+}
+
 /** Expects the backup to verify and to restore the current state of the project. */
 async function expectState(manager, backup, root) {
   expect((await manager.checkBackup(backup.path)).problems).toEqual([]);
@@ -106,11 +112,8 @@ for (const journalMode of ['wal', 'delete']) {
     const sizes = states.map(({ backup }) => backup.size);
     for (const size of sizes.slice(1)) expect(size).toBeLessThan(sizes[0] / 5);
     expect(sizes[4]).toBeLessThan(8 * 1024);
-    const { manifest } = await manager.checkBackup(states[2].backup.path);
-    expect(manifest.deleted.sort()).toEqual(['.kg/vectors', '.kg/vectors/a.f32']);
-    expect(manifest.files.find((file) => file.path === '.kg/knowledge.db')).toMatchObject({
-      stored: 'base',
-    });
+    const deleted = changesIn(states[2].backup).filter(({ stored }) => stored === 'deleted');
+    expect(deleted.map((file) => file.path)).toEqual(['.kg/vectors', '.kg/vectors/a.f32']);
   });
 }
 

@@ -45,7 +45,7 @@ const broken = {
   ],
   'is another release': [
     'KG_READER_VERSION',
-    () => script(`${GREETING(3, '0.0.1')}; cat > /dev/null`),
+    () => script(`${GREETING(4, '0.0.1')}; cat > /dev/null`),
     /release 0\.0\.1/,
   ],
   'speaks another protocol': [
@@ -55,12 +55,12 @@ const broken = {
   ],
   'dies during work': [
     'KG_READER_DIED',
-    () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`),
+    () => script(`${GREETING(4, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`),
     /killed/,
   ],
   'sends invalid messages': [
     'KG_READER_PROTOCOL',
-    () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo hello world`),
+    () => script(`${GREETING(4, version)}; head -c 5 > /dev/null; echo hello world`),
     /unexpected response/,
   ],
 };

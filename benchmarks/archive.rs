@@ -12,7 +12,7 @@
 )]
 
 use std::{
-    fs,
+    env, fs,
     hint::black_box,
     io::{self, Write},
     path::Path,
@@ -25,12 +25,10 @@ use kg_backup::internals::{
         block::{Compression, Content, Packer},
         block_writer::{Encoder, Sink},
         encryption::Keys,
-        manifest::{
-            BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Storage,
-            Tool,
-        },
+        file_record::{EntryKind, FileRecord, Storage},
+        manifest::{BackupType, Contents, FORMAT, MANIFEST_VERSION, Manifest, Stats, Tool},
         reader::{Discard, read_archive},
-        writer::{ArchiveWriter, Totals, checksums},
+        writer::{ArchiveWriter, Totals},
     },
     project::Component,
     sqlite::{
@@ -184,20 +182,20 @@ fn record(entry: String, size: usize) -> FileRecord {
 
 fn manifest(totals: Totals) -> Manifest {
     Manifest {
-        version: FORMAT_VERSION.into(),
+        version: MANIFEST_VERSION.into(),
+        format: FORMAT,
         id: "backup-20260101-000000".into(),
         kind: BackupType::Full,
         timestamp: Timestamp::UNIX_EPOCH,
         description: None,
         contents: Contents::default(),
         stats: Stats {
-            total_files: totals.files.len() as u64,
-            total_size: totals.files.iter().map(|file| file.size).sum(),
+            total_files: totals.file_list.records,
             compressed_size: totals.compressed_bytes,
             ..Stats::default()
         },
-        checksums: checksums(&totals),
-        files: totals.files,
+        checksums: totals.checksums,
+        file_list: Some(totals.file_list),
         integrity: Integrity {
             status: IntegrityStatus::Skipped,
             messages: Vec::new(),
@@ -207,7 +205,6 @@ fn manifest(totals: Totals) -> Manifest {
         warnings: Vec::new(),
         based_on: None,
         based_on_checksum: None,
-        deleted: Vec::new(),
         compression: None,
         consolidated_from: None,
         safety_backup: false,
@@ -225,7 +222,7 @@ fn manifest(totals: Totals) -> Manifest {
 type Named<'a> = (String, &'a [u8]);
 
 fn write_archive(sink: Box<dyn Sink>, files: &[Named<'_>], compression: Compression) {
-    let mut writer = ArchiveWriter::new(sink, compression, None).unwrap();
+    let mut writer = ArchiveWriter::new(sink, compression, None, &env::temp_dir()).unwrap();
     for (entry, content) in files {
         writer
             .add(record(entry.clone(), content.len()), (0, 0), *content)

@@ -107,22 +107,23 @@ class BackupManager {
   }
 
   async verifyBackup(backup, options) {
-    const { valid } = await this.#check('verifyBackup', backup, options);
+    const { valid } = await this.#check('verifyBackup', [], backup, options);
     return valid;
   }
 
   async checkBackup(backup, options) {
-    return this.#check('checkBackup', backup, options);
+    return this.#check('checkBackup', ['listFiles'], backup, options);
   }
 
-  async #check(name, backup, options) {
+  async #check(name, known, backup, options) {
     const reference = toPath(backup);
     assertReference(name, reference);
-    const [rest, control] = split(name, options);
-    const [unknown] = Object.keys(rest);
+    const [given, control] = split(name, options);
+    const unknown = Object.keys(given).find((option) => !known.includes(option));
     if (unknown !== undefined)
       throw invalidOption(`${name} has no option \`${unknown}\``, 'See index.d.ts for the options');
-    return call({ call: 'checkBackup', config: this.#config, backup: reference }, control);
+    const checked = { call: 'checkBackup', config: this.#config, backup: reference, ...given };
+    return call(checked, control);
   }
 
   /** @param {import('../index').RestoreOptions} options */

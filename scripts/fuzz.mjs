@@ -98,9 +98,11 @@ function seeds() {
   const entry = (archive, name) =>
     execFileSync('tar', ['-xOf', archive, name], { maxBuffer: 1 << 30 });
   const manifests = archives.map((archive) => entry(archive, 'manifest.json'));
-  const pages = JSON.parse(manifests[3])
-    .files.filter(({ stored }) => stored === 'pages')
-    .map((file) => entry(incremental, file.entry));
+  const lists = [full[0], incremental].map((archive) => entry(archive, 'files.jsonl'));
+  const pages = String(lists[1])
+    .split('\n')
+    .filter((line) => line.includes('"stored":"pages"'))
+    .map((line) => entry(incremental, JSON.parse(line).entry));
   execFileSync(kg, ['diag', 'restore', '--file', full[0], '--yes'], { cwd: project });
   const [undo] = readdirSync(path.join(state, 'restore-undo'));
   const record = readFileSync(
@@ -117,6 +119,7 @@ function seeds() {
     deflate: [Buffer.concat([Buffer.from([40]), Buffer.from(manifests[0])]), database],
     // The first byte sets the size of the chunks in which the target receives the rest.
     delta: [...pages, database].map((bytes) => Buffer.concat([Buffer.from([200]), bytes])),
+    file_list: [Buffer.from(lists.join('\n'))],
     fast_check: [database, Buffer.from(database).fill(0, 512, 1024)],
     journal: [true, false].map((decided) => JSON.stringify(journal(decided, JSON.parse(record)))),
     manifest: manifests,

@@ -186,19 +186,93 @@ function checksumLine({ name, content }) {
   return `${escaped === name ? '' : '\\'}${sha256(content).toString('hex')}  ${escaped}\n`;
 }
 
+/** Compares the places of two records in a list of files: by component, then by path. */
+function order(one, other) {
+  const components = ['database', 'config', 'vectors', 'plugins', 'files'];
+  const place = ({ component }) => components.indexOf(component);
+  const path = (record) => Buffer.from(String(record.path).replaceAll('/', '\0'));
+  return place(one) - place(other) || Buffer.compare(path(one), path(other));
+}
+
 /**
- * Returns changed entries of the tar of an archive. `change` modifies the manifest and the entries
- * before it. `text` then replaces the text of the manifest, and `checksums` the text of the
- * checksums. The rest of the archive is made to agree with these changes.
+ * Returns the manifest with two more fields, which the archive has elsewhere: `files` is the list
+ * of files, and `checksums` has the digest of every file that is stored whole.
+ */
+function withFiles(manifest, list) {
+  const files = list
+    .toString()
+    .split('\n')
+    .slice(0, -1)
+    .map((line) => JSON.parse(line));
+  const digests = files
+    .filter(({ stored, sha256 }) => sha256 && !stored)
+    .map(({ entry, sha256 }) => [entry, `sha256:${sha256}`]);
+  for (const record of files) if (!record.stored) delete record.sha256;
+  return {
+    ...manifest,
+    files,
+    checksums: { ...manifest.checksums, ...Object.fromEntries(digests) },
+  };
+}
+
+/** Returns how a manifest identifies a list of files. */
+const describe = (records, list) => ({ records, sha256: sha256(list).toString('hex') });
+
+/** Returns how a manifest identifies the list of these files. */
+export const describeFiles = (files) =>
+  describe(files.length, files.map((file) => `${JSON.stringify(file)}\n`).join(''));
+
+/** Puts the list of files in order, and the entries into the order of the list. */
+function sortFiles({ files }, entries) {
+  if (!Array.isArray(files)) return;
+  files.sort(order);
+  let last = -1;
+  const ranked = entries.map((entry) => {
+    const place = files.findIndex((record) => record.entry === entry.name);
+    last = place < 0 ? last : place;
+    return { entry, place: last };
+  });
+  const sorted = ranked.sort((one, other) => one.place - other.place);
+  entries.splice(0, entries.length, ...sorted.map(({ entry }) => entry));
+}
+
+/** Reverses {@link withFiles}, and describes the list in the manifest of a full backup. */
+function withoutFiles({ files, ...manifest }, listed) {
+  const digestIn = ({ entry, type, stored }) =>
+    stored || type ? undefined : manifest.checksums[entry]?.replace('sha256:', '');
+  const line = (record) => `${JSON.stringify({ sha256: digestIn(record), ...record })}\n`;
+  const lines = Array.isArray(files) ? files.map(line).join('') : JSON.stringify(files);
+  const list = Buffer.from(listed(lines));
+  const named = ['database.sqlite', 'config.json'].filter((name) => name in manifest.checksums);
+  const checksums = Object.fromEntries(named.map((name) => [name, manifest.checksums[name]]));
+  const described = describe(files.length ?? 0, list);
+  const fileList = manifest.basedOn ? manifest.fileList : described;
+  return { list, manifest: { ...manifest, checksums, fileList } };
+}
+
+/**
+ * Returns changed entries of the tar of an archive. `change` modifies the manifest, with the fields
+ * of {@link withFiles}, and the entries before the list of files. `listed` then replaces the text of
+ * the list, `text` that of the manifest, and `checksums` that of the checksums. The rest of the archive is made to agree
+ * with these changes, and `inOrder` keeps it in the order of a backup.
  */
 export function changedEntries(
   tar,
-  { change = () => {}, text = (json) => json, checksums = (lines) => lines },
+  {
+    change = () => {},
+    listed = (lines) => lines,
+    text = (json) => json,
+    checksums = (lines) => lines,
+    inOrder = true,
+  },
 ) {
   const entries = entriesOf(tar).slice(0, -1);
   const { content } = entries.pop();
-  const manifest = JSON.parse(content);
-  change(manifest, entries);
+  const changed = withFiles(JSON.parse(content), entries.pop().content);
+  change(changed, entries);
+  if (inOrder) sortFiles(changed, entries);
+  const { manifest, list } = withoutFiles(changed, listed);
+  entries.push({ name: 'files.jsonl', content: list });
   entries.push({ name: 'manifest.json', content: Buffer.from(text(JSON.stringify(manifest))) });
   const lines = entries.filter(isFile).map(checksumLine).join('');
   return [...entries, { name: 'checksums.sha256', content: Buffer.from(checksums(lines)) }];
@@ -221,16 +295,8 @@ export function addEntry(
 ) {
   const type = target !== undefined ? 'link' : directory ? 'directory' : undefined;
   const [mode, mtime] = [0o644, '2024-01-01T00:00:00Z'];
-  manifest.files.push({
-    entry,
-    component: 'files',
-    type,
-    target,
-    size: content.length,
-    mode,
-    mtime,
-    ...record,
-  });
+  const size = content.length;
+  manifest.files.push({ entry, component: 'files', type, target, size, mode, mtime, ...record });
   entries.push({
     name: entry,
     type: { link: '2', directory: '5' }[type] ?? '0',

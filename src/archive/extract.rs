@@ -1,23 +1,16 @@
 //! Unpacks an archive into a directory. Each selected file gets its number as its name, so that a
 //! name from an archive is never used as a path.
 //!
-//! An archive may be forged to fill the disk. The sidecar, if there is one, states how large each
-//! entry must be. No entry is written unless there is enough room for it, with a reserve for other
+//! An archive may be forged to fill the disk. The sidecar, if there is one, states the size of all
+//! files. No entry is written unless there is enough room for it, with a reserve for other
 //! processes.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs::File,
-    io::Write,
-    path::Path,
-};
+use std::{collections::HashSet, fs::File, io::Write, path::Path};
 
 use nix::sys::statvfs::statvfs;
 
 use super::{
-    errors::checksum_mismatch,
-    manifest::{Manifest, Owner},
-    reader::Unpack,
+    errors::checksum_mismatch, file_record::Owner, manifest::Manifest, reader::Unpack,
     sparse::SparseFile,
 };
 use crate::error::{Code, Error, Result};
@@ -33,10 +26,11 @@ const BYTES_BETWEEN_LOOKS: u64 = 1024 * 1024;
 pub struct Unpacking<'a> {
     /// `None` if the archive is only checked.
     dir: Option<&'a Path>,
-    /// Sizes of all files according to the sidecar; `None` if they are not known.
-    expected: Option<HashMap<String, u64>>,
     /// Entries to unpack; `None` for all.
     wanted: Option<&'a HashSet<String>>,
+    /// The bytes that the following entries may have according to the sidecar; `None` if it does
+    /// not say.
+    expected_bytes: Option<u64>,
     current: Option<SparseFile>,
     owners: Vec<Owner>,
     /// The bytes that may still be written before the free space is looked up again.
@@ -44,27 +38,18 @@ pub struct Unpacking<'a> {
 }
 
 impl<'a> Unpacking<'a> {
-    /// Creates an unpacker. `beside` is the text of the sidecar. It is used only to reject entries:
-    /// its content is verified at the end.
+    /// Creates an unpacker. `beside` is the sidecar. It is used only to reject entries: its content
+    /// is verified at the end.
     pub fn new(
         dir: Option<&'a Path>,
         wanted: Option<&'a HashSet<String>>,
-        beside: Option<&[u8]>,
+        beside: Option<&Manifest>,
     ) -> Self {
-        let manifest =
-            beside.and_then(|json| Manifest::parse(json, "the manifest next to the archive").ok());
-        let manifest = manifest.filter(|manifest| !manifest.encrypted);
-        let files = |manifest: &Manifest| {
-            let sizes = manifest
-                .files
-                .iter()
-                .filter_map(|record| Some((record.entry.clone(), record.entry_size()?)));
-            sizes.collect::<HashMap<_, _>>()
-        };
         Unpacking {
             dir,
-            expected: manifest.as_ref().map(files),
             wanted,
+            // An entry of changed pages is smaller than its file.
+            expected_bytes: beside.map(|manifest| manifest.stats.total_size),
             current: None,
             owners: Vec::new(),
             room_bytes: 0,
@@ -84,12 +69,13 @@ impl Unpack for Unpacking<'_> {
         name: &str,
         size_bytes: u64,
     ) -> Result<Option<&mut dyn Write>> {
-        if let Some(expected) = &self.expected
-            && expected.get(name) != Some(&size_bytes)
-        {
-            return Err(checksum_mismatch(format_args!(
-                "{name} has {size_bytes} bytes, which differs from the manifest next to the archive"
-            )));
+        if let Some(expected) = &mut self.expected_bytes {
+            *expected = expected.checked_sub(size_bytes).ok_or_else(|| {
+                checksum_mismatch(format_args!(
+                    "{name} has {size_bytes} bytes, which is more than the manifest next to the \
+                     archive says"
+                ))
+            })?;
         }
         let Some(dir) = self
             .dir

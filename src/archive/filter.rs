@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use super::manifest::{EntryKind, FileRecord, Manifest};
+use super::{
+    file_list::FileList,
+    file_record::{EntryKind, FileRecord},
+};
 use crate::{
     error::Result,
     project::{Component, names, pattern::Patterns},
@@ -31,7 +34,7 @@ impl EntryFilter {
         Ok(EntryFilter { only, paths })
     }
 
-    /// Returns the patterns that matched nothing in the manifests passed to
+    /// Returns the patterns that matched nothing in the lists passed to
     /// [`EntryFilter::select`].
     pub fn in_vain(&self) -> impl Iterator<Item = &str> {
         self.paths.iter().flat_map(Patterns::unmatched)
@@ -43,9 +46,8 @@ impl EntryFilter {
 
     /// Returns the selected records with their indexes. The WAL or journal of a damaged database is
     /// selected together with the database.
-    pub fn select<'a>(&self, manifest: &'a Manifest) -> Vec<(usize, &'a FileRecord)> {
-        let files = &manifest.files;
-        let databases = manifest.databases();
+    pub fn select<'a>(&self, files: &'a FileList) -> Vec<(usize, &'a FileRecord)> {
+        let databases = files.databases();
         let owner = |record: &'a FileRecord| {
             let mut owners = COMPANIONS
                 .iter()
@@ -60,11 +62,8 @@ impl EntryFilter {
                 .is_none_or(|only| only.contains(&record.component))
                 && self.matches(owner(record), record.kind)
         };
-        files
-            .iter()
-            .enumerate()
-            .filter(|(_, record)| wanted(record))
-            .collect()
+        let records = files.records().iter().enumerate();
+        records.filter(|(_, record)| wanted(record)).collect()
     }
 
     fn matches(&self, path: &str, kind: EntryKind) -> bool {

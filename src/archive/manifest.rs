@@ -1,27 +1,36 @@
-//! The description inside an archive: the manifest of the guide, and what a restore needs in
-//! addition.
+//! The description inside an archive: the manifest of the guide, and what this tool needs in
+//! addition. Its size does not grow with the number of files, see [`super::file_list`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::errors::not_a_backup;
+use super::{errors::not_a_backup, file_list::FileListSummary};
 use crate::{
     error::{Code, Error, Result, Warning},
-    project::Component,
-    sqlite::{check::Integrity, page_hashes::BlockHashes},
-    util::limits::{bounded, bounded_map},
+    project::{CONFIG_FILE, Component, entry_names::DATABASE_ENTRY},
+    sqlite::check::Integrity,
+    util::{
+        digest::Sha256Digest,
+        limits::{bounded, bounded_map},
+    },
 };
 
-/// The format that this release writes. A release refuses archives with a newer major version.
-pub const FORMAT_VERSION: &str = "1.0.0";
-const FORMAT_MAJOR: u64 = 1;
+/// The version of the guide's manifest. A release refuses archives with a newer major version.
+pub const MANIFEST_VERSION: &str = "1.0.0";
+const MANIFEST_MAJOR: u64 = 1;
+/// The format of the archives that this release writes. A release refuses a newer one.
+pub const FORMAT: u64 = 2;
+/// The format in which the manifest itself lists the files, see [`super::first_format`].
+pub const FIRST_FORMAT: u64 = 1;
 
 /// Name of the manifest's entry, the last but one in the archive.
 pub const MANIFEST_ENTRY: &str = "manifest.json";
 /// Name of the entry that `sha256sum -c` reads, the last one in the archive.
 pub const CHECKSUMS_ENTRY: &str = "checksums.sha256";
+/// The entries whose digests are in the manifest too, as in the guide.
+pub const CHECKSUMMED: [&str; 2] = [DATABASE_ENTRY, CONFIG_FILE];
 /// Prefix of the hexadecimal digests in `checksums`, as in the guide.
 pub const DIGEST_PREFIX: &str = "sha256:";
 
@@ -39,8 +48,11 @@ pub enum BackupType {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// Version of the format, see [`FORMAT_VERSION`].
+    /// Version of the manifest, see [`MANIFEST_VERSION`].
     pub version: String,
+    /// Format of the archive, see [`FORMAT`].
+    #[serde(default = "first_format", skip_serializing_if = "is_first_format")]
+    pub format: u64,
     pub id: String,
     #[serde(rename = "type")]
     pub kind: BackupType,
@@ -50,14 +62,13 @@ pub struct Manifest {
     pub description: Option<String>,
     pub contents: Contents,
     pub stats: Stats,
-    /// Maps each file entry, except the manifest and the checksums, to `sha256:` and its
-    /// hexadecimal digest.
+    /// `sha256:` and the hexadecimal digests of [`CHECKSUMMED`], as far as the archive has them.
+    /// Those of all entries are in [`CHECKSUMS_ENTRY`].
     #[serde(deserialize_with = "bounded_map")]
     pub checksums: BTreeMap<String, String>,
-    /// One record per entry, in the order of the archive. An item that has not changed since the
-    /// base has a record but no entry.
-    #[serde(deserialize_with = "bounded")]
-    pub files: Vec<FileRecord>,
+    /// The list of everything that a restore of this backup puts back. Absent in the first format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_list: Option<FileListSummary>,
     /// Result of the integrity check of the source databases, which looks for what `quick_check`
     /// finds.
     pub integrity: Integrity,
@@ -74,13 +85,6 @@ pub struct Manifest {
     /// be the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub based_on_checksum: Option<String>,
-    /// Paths of the base that no longer exist.
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "bounded"
-    )]
-    pub deleted: Vec<String>,
     /// The incremental backup that this full backup was consolidated from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consolidated_from: Option<String>,
@@ -157,128 +161,6 @@ pub struct Stats {
     pub table_count: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EntryKind {
-    #[default]
-    File,
-    Directory,
-    /// A symbolic link.
-    Link,
-}
-
-impl EntryKind {
-    pub fn is_file(&self) -> bool {
-        *self == EntryKind::File
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Storage {
-    #[default]
-    #[serde(rename = "whole")]
-    Full,
-    /// The file is as in the base, and the archive has no entry for it.
-    #[serde(rename = "base")]
-    Unchanged,
-    /// The entry holds the pages that differ from the base, see [`super::delta`].
-    #[serde(rename = "pages")]
-    Delta,
-}
-
-impl Storage {
-    fn is_whole(&self) -> bool {
-        *self == Storage::Full
-    }
-}
-
-/// The pages that an entry holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Pages {
-    /// Size of a page in bytes.
-    pub page_size: u64,
-    /// Number of pages that the entry holds.
-    pub changed: u64,
-    /// Root of the whole database, see [`crate::sqlite::page_hashes`].
-    pub root: String,
-}
-
-/// Identifies the content of a database by the hashes of its blocks, which are counted from its
-/// first byte.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Blocks {
-    /// Size in bytes of each block except the last.
-    pub size: u64,
-    /// Root of the blocks, see [`crate::sqlite::page_hashes`].
-    pub root: String,
-}
-
-impl From<&BlockHashes> for Blocks {
-    fn from(hashes: &BlockHashes) -> Self {
-        Blocks {
-            size: hashes.block_bytes,
-            root: hashes.root(),
-        }
-    }
-}
-
-/// One saved file, directory or link. Only a file has a size and a digest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FileRecord {
-    /// Name of the entry in the archive.
-    pub entry: String,
-    /// How the content is stored. Absent if the entry holds all of it.
-    #[serde(default, skip_serializing_if = "Storage::is_whole")]
-    pub stored: Storage,
-    /// Hexadecimal digest of the content as it is restored. Absent if `stored` is absent, because
-    /// the digest of the entry is then the same.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
-    /// Set for a database whose entry holds pages.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pages: Option<Pages>,
-    /// Blocks of a database as it is restored. Absent if SQLite could not read the database.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blocks: Option<Blocks>,
-    /// Original path relative to the project's root, as [`crate::project::names`] writes it.
-    pub path: String,
-    pub component: Component,
-    /// Absent for a file.
-    #[serde(rename = "type", default, skip_serializing_if = "EntryKind::is_file")]
-    pub kind: EntryKind,
-    /// Target of a link, written like `path`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
-    /// The file is a SQLite database. It is restored without the WAL, journal or index of another
-    /// database.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub database: bool,
-    /// Size in bytes as it is restored.
-    pub size: u64,
-    /// Permission bits.
-    pub mode: u32,
-    pub mtime: Timestamp,
-}
-
-impl FileRecord {
-    /// Returns the size of the entry, or `None` if the archive has no entry for this record.
-    pub fn entry_size(&self) -> Option<u64> {
-        match (self.stored, &self.pages) {
-            (Storage::Full, _) => Some(self.size),
-            (Storage::Unchanged, _) | (Storage::Delta, None) => None,
-            (Storage::Delta, Some(pages)) => {
-                Some(super::delta::size_bytes(pages.page_size, pages.changed))
-            }
-        }
-    }
-}
-
-/// User id and group id. They are stored only in the tar header, for users who unpack with `tar` as
-/// root.
-pub type Owner = (u32, u32);
-
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tool {
     pub name: String,
@@ -296,6 +178,7 @@ impl Tool {
 
 /// The archive as a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ArchiveRecord {
     pub name: String,
     /// Size in bytes.
@@ -306,6 +189,10 @@ pub struct ArchiveRecord {
     /// without blocks, for an encrypted archive, and if the sidecar was rebuilt from the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
+    /// Offset of the block that begins with the list of files. Absent in the first format, for an
+    /// encrypted archive, and if the sidecar was rebuilt from the archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list_offset: Option<u64>,
 }
 
 impl Manifest {
@@ -315,25 +202,39 @@ impl Manifest {
         #[derive(Deserialize)]
         struct Versioned {
             version: String,
+            #[serde(default = "first_format")]
+            format: u64,
         }
         let invalid = |cause: serde_json::Error| {
             not_a_backup(format!("The manifest of {name} cannot be read")).with_cause(cause)
         };
-        let Versioned { version } = serde_json::from_slice(json).map_err(invalid)?;
-        let major = version
-            .split('.')
-            .next()
-            .and_then(|major| major.parse::<u64>().ok());
-        if major.is_none_or(|major| major > FORMAT_MAJOR) {
-            return Err(Error::new(
+        let Versioned { version, format } = serde_json::from_slice(json).map_err(invalid)?;
+        let newer = |what: String| {
+            Err(Error::new(
                 Code::FormatNewer,
-                format!(
-                    "{name} has format {version}; this release reads formats up to {FORMAT_MAJOR}.x"
-                ),
+                format!("{name} has {what}"),
                 "Update @weavelogic/knowledge-graph-agent, or unpack a full backup with `tar -xzf`",
+            ))
+        };
+        let major = version.split('.').next();
+        let major = major.and_then(|major| major.parse::<u64>().ok());
+        if major.is_none_or(|major| major > MANIFEST_MAJOR) {
+            return newer(format!(
+                "a manifest of version {version}; this release reads versions up to \
+                 {MANIFEST_MAJOR}.x"
             ));
         }
-        serde_json::from_slice(json).map_err(invalid)
+        if format > FORMAT {
+            return newer(format!(
+                "format {format}; this release reads formats up to {FORMAT}"
+            ));
+        }
+        let mut manifest: Manifest = serde_json::from_slice(json).map_err(invalid)?;
+        // The first format has the digest of every entry here.
+        manifest
+            .checksums
+            .retain(|entry, _| CHECKSUMMED.contains(&entry.as_str()));
+        Ok(manifest)
     }
 
     pub fn to_json(&self) -> Vec<u8> {
@@ -358,59 +259,44 @@ impl Manifest {
             encrypted: true,
             description: None,
             checksums: BTreeMap::new(),
-            files: Vec::new(),
+            file_list: None,
             integrity: Integrity {
                 messages: Vec::new(),
                 not_checked: Vec::new(),
                 ..self.integrity.clone()
             },
             warnings: Vec::new(),
-            deleted: Vec::new(),
             recipients: Vec::new(),
             ..self.clone()
         }
     }
+}
 
-    /// Returns the paths of all databases.
-    pub fn databases(&self) -> HashSet<&str> {
-        self.files
-            .iter()
-            .filter(|record| record.database)
-            .map(|record| record.path.as_str())
-            .collect()
-    }
-
-    /// Returns the hexadecimal digest of a file as it is restored.
-    pub fn content_digest<'a>(&'a self, record: &'a FileRecord) -> Option<&'a str> {
-        match record.stored {
-            Storage::Full => self.digest_of(&record.entry),
-            Storage::Unchanged | Storage::Delta => record.sha256.as_deref(),
-        }
-    }
-
-    /// Returns the hexadecimal digest that `checksums` gives for an entry.
-    pub fn digest_of(&self, entry: &str) -> Option<&str> {
-        self.checksums.get(entry)?.strip_prefix(DIGEST_PREFIX)
+/// Returns a line of `checksums.sha256`, in the format of `sha256sum`.
+pub fn checksums_line(entry: &str, digest: Sha256Digest) -> String {
+    // `sha256sum` starts a line with a backslash if it escapes the name on that line.
+    if entry.contains(['\\', '\n', '\r']) {
+        let escaped = entry
+            .replace('\\', "\\\\")
+            .replace('\n', "\\n")
+            .replace('\r', "\\r");
+        format!("\\{digest}  {escaped}\n")
+    } else {
+        format!("{digest}  {entry}\n")
     }
 }
 
-/// Returns the text of `checksums.sha256`, in the format of `sha256sum`. `digests` must be in the
-/// order of the archive.
-pub fn checksums_text<'a>(digests: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
-    let mut text = String::new();
-    for (entry, digest) in digests {
-        // `sha256sum` starts a line with a backslash if it escapes the name on that line.
-        if entry.contains(['\\', '\n', '\r']) {
-            let escaped = entry
-                .replace('\\', "\\\\")
-                .replace('\n', "\\n")
-                .replace('\r', "\\r");
-            text.push_str(&format!("\\{digest}  {escaped}\n"));
-        } else {
-            text.push_str(&format!("{digest}  {entry}\n"));
-        }
-    }
-    text
+/// Returns the value of a digest in `checksums`.
+pub fn checksum(digest: Sha256Digest) -> String {
+    format!("{DIGEST_PREFIX}{digest}")
+}
+
+fn first_format() -> u64 {
+    FIRST_FORMAT
+}
+
+fn is_first_format(format: &u64) -> bool {
+    *format == FIRST_FORMAT
 }
 
 #[cfg(test)]
@@ -418,23 +304,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_newer_major_format_is_refused_before_anything_else_is_read() {
-        let error =
-            Manifest::parse(br#"{"version":"2.0.0","files":"of another shape"}"#, "a").unwrap_err();
-        assert_eq!(error.code, Code::FormatNewer);
-        let error = Manifest::parse(br#"{"version":"1.7.0"}"#, "a").unwrap_err();
-        assert_eq!(error.code, Code::NotABackup);
-        assert_eq!(
-            Manifest::parse(b"{}", "a").unwrap_err().code,
-            Code::NotABackup
-        );
+    fn a_newer_format_is_refused_before_anything_else_is_read() {
+        let parse = |json: &str| Manifest::parse(json.as_bytes(), "a").unwrap_err().code;
+        for newer in [r#""version":"2.0.0""#, r#""version":"1.0.0","format":3"#] {
+            let json = format!("{{{newer},\"stats\":\"of another shape\"}}");
+            assert_eq!(parse(&json), Code::FormatNewer, "{newer}");
+        }
+        for broken in [
+            r#"{"version":"1.7.0"}"#,
+            r#"{"version":"1.0.0","format":-1}"#,
+            "{}",
+        ] {
+            assert_eq!(parse(broken), Code::NotABackup, "{broken}");
+        }
     }
 
     #[test]
     fn names_with_backslashes_and_line_ends_are_escaped_as_sha256sum_does() {
+        let digest = Sha256Digest::of(b"");
+        assert_eq!(checksums_line("a b", digest), format!("{digest}  a b\n"));
         assert_eq!(
-            checksums_text([("a b", "00"), ("c\\d\ne", "11")]),
-            "00  a b\n\\11  c\\\\d\\ne\n"
+            checksums_line("c\\d\ne", digest),
+            format!("\\{digest}  c\\\\d\\ne\n")
         );
     }
 }

@@ -1,7 +1,7 @@
 //! The container: the format of a backup in bytes.
 //!
-//! An archive is a tar of entries, then `manifest.json`, then `checksums.sha256`. The tar is stored
-//! as a gzip or zstd stream of independent blocks, or plain. A seal ends the archive: the digest of
+//! An archive is a tar of entries, then `files.jsonl`, `manifest.json` and `checksums.sha256`. The
+//! tar is stored as a gzip or zstd stream of independent blocks, or plain. A seal ends the archive: the digest of
 //! everything before it, placed so that every unpacker skips it. `docs/reference/format.md` defines
 //! the format to the byte.
 //!
@@ -11,7 +11,10 @@
 //! ```
 //!
 //! * Writing: [`writer`], [`block_writer`], [`block`], [`reuse`].
-//! * Reading: [`reader`], [`block_reader`], [`block`], [`extract`], [`sparse`].
+//! * Reading: [`reader`], [`block_reader`], [`block`], [`extract`], [`sparse`], [`look_ahead`].
+//!
+//! * Describing: [`manifest`] and [`file_list`], which consists of [`file_record`]s;
+//!   [`first_format`] reads older ones.
 //!
 //! This module does not know where archives are stored. Of a project, it knows only the names of
 //! the components.
@@ -25,7 +28,11 @@ pub mod delta;
 pub mod encryption;
 pub mod errors;
 pub mod extract;
+pub mod file_list;
+pub mod file_record;
 pub mod filter;
+pub mod first_format;
+pub mod look_ahead;
 pub mod manifest;
 pub mod reader;
 pub mod report;

@@ -5,7 +5,8 @@
 //! * the seal;
 //! * the size and digest of the archive against the sidecar;
 //! * the CRC of each block;
-//! * the name, size and digest of each entry against the manifest inside;
+//! * the name, size and digest of each entry against the list of files;
+//! * the list of a full backup against the manifest inside;
 //! * `checksums.sha256` against all of these;
 //! * the sidecar against the manifest inside.
 
@@ -21,11 +22,14 @@ use super::{
     block_reader::Decoder,
     encryption::{Keys, read::Closed},
     errors::backup_not_found,
-    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner},
+    file_list::{FILE_LIST_ENTRY, FileList, ListParser, MAX_RECORDS},
+    file_record::Owner,
+    first_format,
+    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest},
     report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry, Report},
     seal::SealedFile,
     tar_entries::{Entries, Head, TarItem},
-    verify,
+    verify::{self, ChecksumsCheck},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -37,12 +41,11 @@ use crate::{
     },
 };
 
-/// Maximum number of entries. Together with [`MAX_TEXT_BYTES`] it bounds the memory that a forged
-/// archive can take.
-pub const MAX_ENTRIES: usize = 1 << 19;
+/// Maximum number of entries: the records of a list, and the entries that describe them.
+const MAX_ENTRIES: usize = MAX_RECORDS + 3;
 /// Maximum total length of all names and link targets in an archive.
 const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
-/// Maximum length of a manifest or a list of checksums.
+/// Maximum length of a manifest. Manifests of the first format list all files.
 pub const MAX_TEXT_BYTES: u64 = 256 * 1024 * 1024;
 const COPY_BYTES: usize = 128 * 1024;
 const TAR_BLOCK_BYTES: usize = 512;
@@ -124,11 +127,18 @@ pub fn read_archive(
     verify::seal(&facts, &mut contents);
     verify::beside(&facts, manifest.as_ref(), beside, &mut contents);
     verify::name(path, &facts, &mut contents);
-    if let Some(manifest) = &manifest {
-        verify::entries(manifest, &mut contents);
-    }
+    let files = match &manifest {
+        Some(manifest) => {
+            let files = read_list(manifest, &mut contents);
+            verify::beside_list(&files, facts.encrypted, beside, &mut contents);
+            verify::entries(manifest, &files, &mut contents);
+            files
+        }
+        None => FileList::default(),
+    };
     Ok(Report {
         manifest,
+        files,
         problems: contents.problems,
         size_bytes: facts.size_bytes,
         sha256: hex(&facts.sha256),
@@ -155,6 +165,23 @@ fn parse_manifest(
         .problems
         .push(Problem::of_archive(ProblemCode::Structure, problem));
     Ok(None)
+}
+
+/// Returns the list of files. A missing or invalid one is a problem of the archive.
+fn read_list(manifest: &Manifest, contents: &mut Contents) -> FileList {
+    let (list, text) = (contents.list.take(), contents.manifest.as_deref());
+    let first = text.and_then(|json| first_format::file_list(json, manifest));
+    let problem = match (first, list) {
+        (Some(files), _) => return files,
+        (None, None) => "It contains no list of files".into(),
+        (None, Some(list)) => match list.finish() {
+            Ok(files) => return files,
+            Err(what) => format!("The list of files {what}"),
+        },
+    };
+    let problem = Problem::of_archive(ProblemCode::Structure, problem);
+    contents.problems.push(problem);
+    FileList::default()
 }
 
 /// Reports on an encrypted archive that cannot be opened. The sidecar shows whether the key is
@@ -191,6 +218,7 @@ fn closed_archive(
     let (problems, sha256) = (contents.problems, hex(&facts.sha256));
     Ok(Report {
         manifest: None,
+        files: FileList::default(),
         problems,
         size_bytes: facts.size_bytes,
         sha256,
@@ -250,7 +278,7 @@ fn read_entries(
     for number in 0.. {
         let stop = match entries.next() {
             Ok(None) => return Ok(()),
-            Ok(Some(_)) if number == MAX_ENTRIES + 2 => Some(Stop::TooManyEntries),
+            Ok(Some(_)) if number == MAX_ENTRIES => Some(Stop::TooManyEntries),
             Ok(Some((TarItem::Entry(head), entry))) => reading.read(number, head, entry)?,
             Ok(Some((TarItem::Foreign { name, what }, _))) => {
                 reading.note_foreign(name, what);
@@ -265,6 +293,24 @@ fn read_entries(
         }
     }
     Ok(())
+}
+
+/// An entry that describes others.
+enum Text<'a> {
+    List(&'a mut ListParser),
+    Manifest(&'a mut Vec<u8>),
+    /// The checksums, and the entries before them.
+    Checksums(&'a mut ChecksumsCheck, &'a [ReadEntry]),
+}
+
+impl Text<'_> {
+    fn push(&mut self, bytes: &[u8]) {
+        match self {
+            Text::List(list) => list.push(bytes),
+            Text::Manifest(manifest) => manifest.extend_from_slice(bytes),
+            Text::Checksums(check, entries) => check.push(bytes, entries),
+        }
+    }
 }
 
 /// Passes entries on, and collects what is checked at the end of the archive.
@@ -288,11 +334,15 @@ impl EntryReader<'_> {
         let (stops_at_damage, is_damaged) = (self.stops_at_damage, self.is_damaged);
         let must_stop = || stops_at_damage && is_damaged.load(Ordering::Relaxed);
         let mut text = match head.name.as_str() {
-            MANIFEST_ENTRY => Some(self.contents.manifest.insert(Vec::new())),
-            CHECKSUMS_ENTRY => Some(self.contents.checksums.insert(Vec::new())),
+            FILE_LIST_ENTRY => Some(Text::List(self.contents.list.insert(Default::default()))),
+            MANIFEST_ENTRY => Some(Text::Manifest(self.contents.manifest.insert(Vec::new()))),
+            CHECKSUMS_ENTRY => Some(Text::Checksums(
+                self.contents.checksums.insert(Default::default()),
+                &self.contents.entries,
+            )),
             _ => None,
         };
-        if text.is_some() && head.size_bytes > MAX_TEXT_BYTES {
+        if matches!(text, Some(Text::Manifest(_))) && head.size_bytes > MAX_TEXT_BYTES {
             return Ok(Some(Stop::TextTooLong));
         }
         self.unpack.owner(head.owner);
@@ -309,7 +359,7 @@ impl EntryReader<'_> {
             let read = &self.buffer[..read];
             hasher.update(read);
             if let Some(text) = &mut text {
-                text.extend_from_slice(read);
+                text.push(read);
             }
             if must_stop() {
                 break;

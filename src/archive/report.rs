@@ -4,8 +4,14 @@ use std::{ops::Range, path::Path};
 
 use serde::Serialize;
 
-use super::{errors::checksum_mismatch, manifest::Manifest, tar_entries::Head};
-use crate::error::Result;
+use super::{
+    errors::checksum_mismatch,
+    file_list::{FileList, ListParser},
+    manifest::Manifest,
+    tar_entries::Head,
+    verify::ChecksumsCheck,
+};
+use crate::{error::Result, util::digest::Sha256Digest};
 
 /// Maximum number of problems listed separately. The others are counted in one problem.
 pub(super) const MAX_PROBLEMS: usize = 100;
@@ -73,6 +79,8 @@ impl Problem {
 pub struct Report {
     /// The manifest inside the archive; `None` if it could not be read.
     pub manifest: Option<Manifest>,
+    /// The list inside the archive; empty if it could not be read.
+    pub files: FileList,
     /// Empty if every byte is as it was written.
     pub problems: Vec<Problem>,
     pub size_bytes: u64,
@@ -81,11 +89,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// Returns the manifest of an intact archive. Otherwise it returns the first problem as an
-    /// error (`KG_CHECKSUM_MISMATCH`).
-    pub fn into_manifest(self, archive: &Path) -> Result<Manifest> {
+    /// Returns the manifest and the list of an intact archive. Otherwise it returns the first
+    /// problem as an error (`KG_CHECKSUM_MISMATCH`).
+    pub fn intact(self, archive: &Path) -> Result<(Manifest, FileList)> {
         match (self.problems.into_iter().next(), self.manifest) {
-            (None, Some(manifest)) => Ok(manifest),
+            (None, Some(manifest)) => Ok((manifest, self.files)),
             (problem, _) => {
                 let what =
                     problem.map_or("it has no manifest".to_string(), |problem| problem.message);
@@ -102,15 +110,16 @@ impl Report {
 #[derive(Default)]
 pub(super) struct Contents {
     pub entries: Vec<ReadEntry>,
+    pub list: Option<ListParser>,
     pub manifest: Option<Vec<u8>>,
-    pub checksums: Option<Vec<u8>>,
+    pub checksums: Option<ChecksumsCheck>,
     pub problems: Vec<Problem>,
 }
 
 /// An entry that was read, with the digest of its content.
 pub(super) struct ReadEntry {
     pub head: Head,
-    pub digest: [u8; 32],
+    pub digest: Sha256Digest,
 }
 
 impl ReadEntry {

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 
 use tar::EntryType;
 
-use super::manifest::{EntryKind, Owner};
+use super::file_record::{EntryKind, Owner};
 
 /// Maximum length of a path on Linux.
 const MAX_NAME_BYTES: u64 = 4096;

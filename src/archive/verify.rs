@@ -5,9 +5,10 @@ use std::{collections::HashMap, os::unix::ffi::OsStrExt, path::Path};
 use super::{
     block_reader::Damage,
     encryption,
-    manifest::{
-        CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Storage, checksums_text,
-    },
+    file_list::{FILE_LIST_ENTRY, FileList},
+    file_record::{EntryKind, FileRecord, Storage},
+    first_format,
+    manifest::{CHECKSUMS_ENTRY, FIRST_FORMAT, MANIFEST_ENTRY, Manifest, checksum, checksums_line},
     report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry},
     seal::FileFacts,
 };
@@ -95,13 +96,35 @@ pub fn beside(
         let outside = facts.encrypted.then(|| inside.public_sidecar());
         let inside = outside.as_ref().unwrap_or(inside);
         // This field differs by design: see `Stats::compressed_size`.
-        let expected = beside.stats.compressed_size == archive.size;
+        let list_offset = inside.stats.compressed_size;
+        let expected = beside.stats.compressed_size == archive.size
+            && archive
+                .list_offset
+                .is_none_or(|offset| offset == list_offset);
         beside.stats.compressed_size = inside.stats.compressed_size;
         if !expected || *inside != beside {
             contents.problems.push(sidecar(
                 "The manifest next to the archive differs from the manifest inside",
             ));
         }
+    }
+}
+
+/// Compares the list inside with that of a sidecar of the first format.
+pub fn beside_list(
+    inside: &FileList,
+    is_encrypted: bool,
+    beside: Option<&[u8]>,
+    contents: &mut Contents,
+) {
+    let listed = beside.filter(|_| !is_encrypted).and_then(|json| {
+        let manifest = Manifest::parse(json, "the manifest next to the archive").ok()?;
+        first_format::file_list(json, &manifest)
+    });
+    if listed.is_some_and(|listed| listed != *inside) {
+        contents.problems.push(sidecar(
+            "The manifest next to the archive differs from the manifest inside",
+        ));
     }
 }
 
@@ -129,7 +152,7 @@ pub fn name(path: &Path, facts: &FileFacts, contents: &mut Contents) {
 }
 
 /// Checks the names, order, kinds, sizes and digests of all entries.
-pub fn entries(manifest: &Manifest, contents: &mut Contents) {
+pub fn entries(manifest: &Manifest, files: &FileList, contents: &mut Contents) {
     let mut problems = Problems::default();
     let mut found = HashMap::with_capacity(contents.entries.len());
     for entry in &contents.entries {
@@ -138,44 +161,58 @@ pub fn entries(manifest: &Manifest, contents: &mut Contents) {
         }
     }
     let rests_on_another = manifest.based_on.is_some() && manifest.based_on_checksum.is_some();
-    for record in manifest
-        .files
-        .iter()
-        .filter(|record| !is_plausible(record, rests_on_another))
-    {
+    let is_odd = |record: &&FileRecord| !is_plausible(record, rests_on_another);
+    for record in files.records().iter().filter(is_odd) {
         problems.add(
             &record.entry,
             "has a description that is not valid in a backup",
         );
     }
-    for record in manifest
-        .files
-        .iter()
-        .filter(|record| record.stored != Storage::Unchanged)
-    {
+    for record in stored(files) {
         match found.remove(record.entry.as_str()) {
-            Some(entry) => difference(manifest, record, entry)
+            Some(entry) => difference(record, entry)
                 .iter()
                 .for_each(|what| problems.add(&record.entry, what)),
             None => problems.add(&record.entry, "is missing"),
         }
     }
-    found.retain(|name, _| ![MANIFEST_ENTRY, CHECKSUMS_ENTRY].contains(name));
+    let describing = describing(manifest);
+    found.retain(|name, _| !describing.contains(name));
     found
         .into_keys()
         .for_each(|name| problems.add(name, "is not in the manifest"));
     if problems.list.is_empty() {
-        problems.list.extend(checksums(manifest, contents));
+        problems.list.extend(order(manifest, files, contents));
+        problems.list.extend(summary(manifest, files, contents));
+        let checksums = contents.checksums.take().unwrap_or_default();
+        problems.list.extend(checksums.finish(&contents.entries));
     }
     contents.problems.extend(problems.finish());
+}
+
+/// Returns the records that have an entry in the archive.
+fn stored(files: &FileList) -> impl Iterator<Item = &FileRecord> {
+    let records = files.records().iter();
+    records.filter(|record| record.entry_size().is_some())
+}
+
+/// Returns the entries after those of the list, in order.
+fn describing(manifest: &Manifest) -> &'static [&'static str] {
+    const ENTRIES: [&str; 3] = [FILE_LIST_ENTRY, MANIFEST_ENTRY, CHECKSUMS_ENTRY];
+    if manifest.format == FIRST_FORMAT {
+        &ENTRIES[1..]
+    } else {
+        &ENTRIES
+    }
 }
 
 /// Returns whether a record has exactly the fields that its kind of storage needs.
 fn is_plausible(record: &FileRecord, rests_on_another: bool) -> bool {
     let is_file = record.kind.is_file();
     match (record.stored, &record.pages) {
-        (Storage::Full, pages) => pages.is_none() && record.sha256.is_none(),
-        (Storage::Unchanged, pages) => {
+        // The digest of a file is compared with its entry.
+        (Storage::Full, pages) => pages.is_none() && (is_file || record.sha256.is_none()),
+        (Storage::Unchanged | Storage::Deleted, pages) => {
             rests_on_another && pages.is_none() && is_file == record.sha256.is_some()
         }
         (Storage::Delta, Some(pages)) => {
@@ -186,27 +223,94 @@ fn is_plausible(record: &FileRecord, rests_on_another: bool) -> bool {
     }
 }
 
-/// Checks the order of the entries and the content of `checksums.sha256`.
-fn checksums(manifest: &Manifest, contents: &Contents) -> Option<Problem> {
-    if !is_in_order(manifest, contents) {
-        let message = "The entries are not in the order of the manifest".to_string();
-        return Some(Problem::of_archive(ProblemCode::Structure, message));
-    }
-    let files = contents
+fn order(manifest: &Manifest, files: &FileList, contents: &Contents) -> Option<Problem> {
+    let expected = stored(files).map(|record| record.entry.as_str());
+    let expected = expected.chain(describing(manifest).iter().copied());
+    let found = contents
         .entries
         .iter()
-        .filter(|entry| entry.head.kind.is_file());
-    let digests: Vec<_> = files
-        .map(|entry| (entry.head.name.as_str(), hex(&entry.digest)))
-        .collect();
-    let digests = digests.iter().filter(|(name, _)| *name != CHECKSUMS_ENTRY);
-    let expected = checksums_text(digests.map(|(name, digest)| (*name, digest.as_str())));
-    (contents.checksums.as_deref() != Some(expected.as_bytes())).then(|| {
-        Problem::of_entry(
-            CHECKSUMS_ENTRY.into(),
-            "The checksums do not match the entries".into(),
-        )
-    })
+        .map(|entry| entry.head.name.as_str());
+    let message = "The entries are not in the order of the manifest".to_string();
+    (!found.eq(expected)).then(|| Problem::of_archive(ProblemCode::Structure, message))
+}
+
+/// Compares the manifest with the list and with the entries whose digests it has. The list of an
+/// incremental backup is only a part; [`crate::store::chain`] compares the whole.
+fn summary(manifest: &Manifest, files: &FileList, contents: &Contents) -> Option<Problem> {
+    let digest_of = |name: &str| {
+        let mut entries = contents.entries.iter();
+        Some(entries.find(|entry| entry.head.name == name)?.digest)
+    };
+    let is_same = match manifest.file_list {
+        None => manifest.format == FIRST_FORMAT,
+        Some(_) if manifest.based_on.is_some() => true,
+        Some(expected) => {
+            let is_complete = expected.records == files.records().len() as u64;
+            is_complete && digest_of(FILE_LIST_ENTRY) == Some(expected.sha256)
+        }
+    };
+    let message = "The list of files is not the one that the manifest describes".to_string();
+    if !is_same {
+        return Some(Problem::of_archive(ProblemCode::Structure, message));
+    }
+    let mut checksums = manifest.checksums.iter();
+    let differs = |(name, expected): &(&String, &String)| {
+        digest_of(name).map(checksum).as_ref() != Some(*expected)
+    };
+    let (name, _) = checksums.find(differs)?;
+    let message = format!("{name} does not have the checksum that the manifest says");
+    Some(Problem::of_entry(name.clone(), message))
+}
+
+/// Compares `checksums.sha256` with the entries before it, line by line.
+#[derive(Default)]
+pub struct ChecksumsCheck {
+    /// The beginning of the next line.
+    rest: Vec<u8>,
+    /// The first entry whose line has not been read.
+    next: usize,
+    is_wrong: bool,
+}
+
+impl ChecksumsCheck {
+    pub fn push(&mut self, bytes: &[u8], entries: &[ReadEntry]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.is_wrong {
+                return;
+            }
+            self.rest.extend_from_slice(piece);
+            let expected = next_file(entries, self.next).map(|(next, entry)| {
+                let line = checksums_line(&entry.head.name, entry.digest);
+                (next, line.into_bytes())
+            });
+            match expected {
+                Some((next, line)) if line == self.rest => {
+                    self.next = next + 1;
+                    self.rest.clear();
+                }
+                Some((_, line)) if line.starts_with(&self.rest) => {}
+                _ => self.is_wrong = true,
+            }
+        }
+    }
+
+    /// Compares the end. `entries` are all entries; the last one holds the checksums.
+    fn finish(self, entries: &[ReadEntry]) -> Option<Problem> {
+        let before = entries.split_last().map_or(entries, |(_, before)| before);
+        let is_whole = self.rest.is_empty() && next_file(before, self.next).is_none();
+        (self.is_wrong || !is_whole).then(|| {
+            Problem::of_entry(
+                CHECKSUMS_ENTRY.into(),
+                "The checksums do not match the entries".into(),
+            )
+        })
+    }
+}
+
+/// Returns the first file from the entry with that index on.
+fn next_file(entries: &[ReadEntry], from: usize) -> Option<(usize, &ReadEntry)> {
+    let mut entries = entries.iter().enumerate().skip(from);
+    entries.find(|(_, entry)| entry.head.kind.is_file())
 }
 
 /// Keeps the first problems of entries and counts the others.
@@ -240,11 +344,7 @@ impl Problems {
 }
 
 /// Describes how an entry differs from its record.
-fn difference(
-    manifest: &Manifest,
-    record: &FileRecord,
-    ReadEntry { head, digest }: &ReadEntry,
-) -> Option<String> {
+fn difference(record: &FileRecord, ReadEntry { head, digest }: &ReadEntry) -> Option<String> {
     if head.kind != record.kind {
         return Some("is not of the type that the manifest says".into());
     }
@@ -262,25 +362,12 @@ fn difference(
             let is_same = target.is_some_and(|target| target.as_os_str().as_bytes() == head.link);
             (!is_same).then(|| "points to another target than the manifest says".into())
         }
-        EntryKind::File => match (manifest.digest_of(&record.entry), hex(digest)) {
-            (None, _) => Some("has no digest in the manifest".into()),
-            (Some(expected), digest) if digest != expected => Some(format!(
-                "has SHA-256 {digest}; the manifest says {expected}"
-            )),
-            _ => None,
+        // The digest of changed pages is only in the checksums.
+        EntryKind::File if record.stored == Storage::Delta => None,
+        EntryKind::File => match record.sha256 {
+            None => Some("has no digest in the manifest".into()),
+            Some(expected) => (*digest != expected)
+                .then(|| format!("has SHA-256 {digest}; the manifest says {expected}")),
         },
     }
-}
-
-fn is_in_order(manifest: &Manifest, contents: &Contents) -> bool {
-    let in_tar = manifest
-        .files
-        .iter()
-        .filter(|record| record.stored != Storage::Unchanged);
-    let expected = in_tar.map(|record| record.entry.as_str());
-    let found = contents
-        .entries
-        .iter()
-        .map(|entry| entry.head.name.as_str());
-    found.eq(expected.chain([MANIFEST_ENTRY, CHECKSUMS_ENTRY]))
 }

@@ -1,8 +1,15 @@
-//! Writes an archive: the entries as they arrive, then the manifest and checksums, then the seal.
+//! Writes an archive: the entries as they arrive, then the list of files, the manifest and the
+//! checksums, then the seal.
+//!
+//! The list and the checksums grow with the number of files, so they wait in unnamed files of the
+//! scratch directory.
 
 use std::{
-    io::{self, BufRead, Read, Write},
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufRead, BufWriter, Read, Seek, Write},
     os::unix::ffi::OsStrExt,
+    path::Path,
     sync::Arc,
 };
 
@@ -11,17 +18,15 @@ use sha2::{Digest, Sha256};
 use super::{
     block::{Compression, Content},
     block_writer::{Encoder, Sink, Written},
-    manifest::{
-        Blocks, CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest,
-        Owner, Storage, checksums_text,
-    },
-    reader::MAX_ENTRIES,
+    file_list::{FILE_LIST_ENTRY, FileListSummary, ListWriter, MAX_RECORDS},
+    file_record::{Blocks, EntryKind, FileRecord, Owner, Storage},
+    manifest::{CHECKSUMMED, CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, checksum, checksums_line},
     reuse::ReuseSource,
 };
 use crate::{
     error::{Code, Error, Result},
     project::names,
-    util::{content_hash::ContentHash, hex::hex},
+    util::{content_hash::ContentHash, digest::Sha256Digest},
 };
 
 const TAR_BLOCK_BYTES: u64 = 512;
@@ -29,45 +34,75 @@ const TAR_BLOCK_BYTES: u64 = 512;
 /// An archive that is being written. Without [`ArchiveWriter::finish`] it is not valid.
 pub struct ArchiveWriter {
     tar: tar::Builder<Encoder>,
-    files: Vec<FileRecord>,
-    /// Entry name and hexadecimal digest of each file, in the order of the archive.
-    digests: Vec<(String, String)>,
+    list: ListWriter<BufWriter<File>>,
+    checksums: BufWriter<File>,
+    /// The digests of [`CHECKSUMMED`].
+    digests: BTreeMap<String, String>,
 }
 
 /// The values that the caller of [`ArchiveWriter::finish`] puts into the manifest.
 #[derive(Debug)]
 pub struct Totals {
-    pub files: Vec<FileRecord>,
-    /// Entry name and hexadecimal digest of each file.
-    pub digests: Vec<(String, String)>,
+    /// The list of this archive, which is the whole list in a full backup.
+    pub file_list: FileListSummary,
+    pub checksums: BTreeMap<String, String>,
     pub compressed_bytes: u64,
 }
 
+/// The content of an entry.
+pub trait EntryContent: BufRead {
+    /// Returns the digest of everything that was read, if the source knows it.
+    fn sha256(&mut self) -> Result<Option<Sha256Digest>> {
+        Ok(None)
+    }
+
+    /// Returns whether the source knows the digest, so that it need not be computed.
+    fn knows_sha256(&self) -> bool {
+        false
+    }
+}
+
+impl EntryContent for &[u8] {}
+impl EntryContent for io::Empty {}
+
 impl ArchiveWriter {
-    /// Creates a writer. It reuses the blocks that `earlier` contains.
+    /// Creates a writer. It reuses the blocks that `earlier` contains. `scratch` is a directory for
+    /// the list of files.
     pub fn new(
         sink: Box<dyn Sink>,
         compression: Compression,
         earlier: Option<Arc<ReuseSource>>,
+        scratch: &Path,
     ) -> Result<Self> {
-        let tar = tar::Builder::new(Encoder::new(sink, compression, earlier)?);
+        let spool = || {
+            let file = tempfile::tempfile_in(scratch);
+            file.map(BufWriter::new).map_err(spool_failed)
+        };
         Ok(ArchiveWriter {
-            tar,
-            files: Vec::new(),
-            digests: Vec::new(),
+            list: ListWriter::new(spool()?),
+            checksums: spool()?,
+            tar: tar::Builder::new(Encoder::new(sink, compression, earlier)?),
+            digests: BTreeMap::new(),
         })
     }
 
     /// Adds a file of `record.size` bytes, or a directory or link without content. If reading
     /// `data` fails with a cause that contains an [`Error`], that error is returned.
-    pub fn add(&mut self, record: FileRecord, owner: Owner, data: impl BufRead) -> Result<()> {
+    ///
+    /// Sets the digest in the record of a file that is stored in full.
+    pub fn add(
+        &mut self,
+        mut record: FileRecord,
+        owner: Owner,
+        data: impl EntryContent,
+    ) -> Result<()> {
         self.assert_room()?;
         let Some(size) = record.entry_size() else {
             return Err(size_mismatch(&record, 0));
         };
         let mut content = Hashed {
+            hasher: (!data.knows_sha256()).then(Sha256::new),
             data,
-            hasher: Sha256::new(),
             bytes: 0,
         };
         let added = self.append(&record, size, owner, &mut content);
@@ -75,12 +110,18 @@ impl ArchiveWriter {
         if content.bytes != size {
             return Err(size_mismatch(&record, content.bytes));
         }
-        if record.kind.is_file() {
-            self.added(record, hex(&content.hasher.finalize()));
-        } else {
-            self.files.push(record);
+        if !record.kind.is_file() {
+            return self.add_unstored(&record);
         }
-        Ok(())
+        let digest = match content.hasher {
+            Some(hasher) => Some(hasher.finalize().into()),
+            None => content.data.sha256()?,
+        };
+        let digest = digest.ok_or_else(|| no_digest(&record))?;
+        if record.stored == Storage::Full {
+            record.sha256 = Some(digest);
+        }
+        self.added(&record, digest)
     }
 
     /// Begins a database. The returned entry receives its content and digest.
@@ -98,57 +139,65 @@ impl ArchiveWriter {
         DatabaseEntry::begin(self, record)
     }
 
-    /// Adds the record of a file that has not changed since the base.
-    pub fn add_unchanged(&mut self, record: FileRecord) -> Result<()> {
+    /// Adds a record for which the archive has no entry.
+    pub fn add_unstored(&mut self, record: &FileRecord) -> Result<()> {
         self.assert_room()?;
-        self.files.push(record);
-        Ok(())
+        self.list.push(record).map_err(spool_failed)
     }
 
-    /// Adds the manifest that `describe` creates from the totals, adds the checksums, and seals the
-    /// archive.
+    /// Adds the list of files, the manifest that `describe` creates from the totals, and the
+    /// checksums, and seals the archive.
     pub fn finish(
         mut self,
         describe: impl FnOnce(Totals) -> Manifest,
     ) -> Result<(Manifest, Written)> {
-        let so_far = self.tar.get_mut().size_so_far();
-        let totals = Totals {
-            compressed_bytes: self.explain(so_far)?,
-            files: std::mem::take(&mut self.files),
-            digests: std::mem::take(&mut self.digests),
-        };
-        let mut checksums = totals.digests.clone();
-        let manifest = describe(totals);
+        // This also ends the block, so the list begins the next one.
+        let compressed_bytes = self.tar.get_mut().size_so_far();
+        let compressed_bytes = self.explain(compressed_bytes)?;
+        let file_list = self.list.summary();
+        let manifest = describe(Totals {
+            file_list,
+            checksums: std::mem::take(&mut self.digests),
+            compressed_bytes,
+        });
+        let at = manifest.timestamp.as_second();
+        let list = written(self.list.out())?;
+        self.append_text(FILE_LIST_ENTRY, at, list)?;
+        self.checksum(FILE_LIST_ENTRY, file_list.sha256)?;
         let json = manifest.to_json();
-        checksums.push((MANIFEST_ENTRY.into(), hex(&Sha256::digest(&json))));
-        let text = checksums_text(
-            checksums
-                .iter()
-                .map(|(entry, digest)| (entry.as_str(), digest.as_str())),
-        );
-        for (entry, content) in [
-            (MANIFEST_ENTRY, json.as_slice()),
-            (CHECKSUMS_ENTRY, text.as_bytes()),
-        ] {
-            let mut header = header(
-                content.len() as u64,
-                0o644,
-                manifest.timestamp.as_second(),
-                (0, 0),
-            );
-            let added = self.tar.append_data(&mut header, entry, content);
-            self.explain(added)?;
-        }
+        self.append_text(MANIFEST_ENTRY, at, (json.len() as u64, json.as_slice()))?;
+        self.checksum(MANIFEST_ENTRY, Sha256Digest::of(&json))?;
+        let checksums = written(&mut self.checksums)?;
+        self.append_text(CHECKSUMS_ENTRY, at, checksums)?;
         let ended = self.tar.finish();
         self.explain(ended)?;
-        let written = self.tar.get_mut().finish()?;
+        let written = Written {
+            list_offset: Some(compressed_bytes),
+            ..self.tar.get_mut().finish()?
+        };
         Ok((manifest, written))
     }
 
-    /// Records a file that is now in the archive.
-    pub(super) fn added(&mut self, record: FileRecord, sha256: String) {
-        self.digests.push((record.entry.clone(), sha256));
-        self.files.push(record);
+    fn append_text(&mut self, entry: &str, at: i64, (bytes, text): (u64, impl Read)) -> Result<()> {
+        let mut header = header(bytes, 0o644, at, (0, 0));
+        let added = self.tar.append_data(&mut header, entry, text);
+        self.explain(added)
+    }
+
+    /// Records a file that is now in the archive. `digest` is that of its entry.
+    pub(super) fn added(&mut self, record: &FileRecord, digest: Sha256Digest) -> Result<()> {
+        self.checksum(&record.entry, digest)?;
+        if CHECKSUMMED.contains(&record.entry.as_str()) {
+            self.digests.insert(record.entry.clone(), checksum(digest));
+        }
+        self.list.push(record).map_err(spool_failed)
+    }
+
+    fn checksum(&mut self, entry: &str, digest: Sha256Digest) -> Result<()> {
+        let line = checksums_line(entry, digest);
+        self.checksums
+            .write_all(line.as_bytes())
+            .map_err(spool_failed)
     }
 
     pub(super) fn encoder(&mut self) -> &mut Encoder {
@@ -156,13 +205,13 @@ impl ArchiveWriter {
     }
 
     fn assert_room(&self) -> Result<()> {
-        if self.files.len() < MAX_ENTRIES {
+        if self.list.records() < MAX_RECORDS as u64 {
             return Ok(());
         }
         Err(Error::new(
             Code::Unsupported,
             format!(
-                "The project has more than {MAX_ENTRIES} files and directories, which is more than \
+                "The project has more than {MAX_RECORDS} files and directories, which is more than \
                  an archive can contain"
             ),
             "Exclude directories of generated files with `excludePatterns`",
@@ -174,7 +223,7 @@ impl ArchiveWriter {
         record: &FileRecord,
         size: u64,
         owner: Owner,
-        content: &mut Hashed<impl BufRead>,
+        content: &mut Hashed<impl EntryContent>,
     ) -> io::Result<()> {
         let mut header = header(size, record.mode, record.mtime.as_second(), owner);
         match record.kind {
@@ -211,7 +260,7 @@ impl ArchiveWriter {
         &mut self,
         header: &mut tar::Header,
         record: &FileRecord,
-        content: &mut Hashed<impl BufRead>,
+        content: &mut Hashed<impl EntryContent>,
     ) -> io::Result<()> {
         self.tar.append_data(header, &record.entry, io::empty())?;
         let encoder = self.tar.get_mut();
@@ -270,9 +319,28 @@ fn long_link(bytes: usize) -> tar::Header {
     long
 }
 
+fn no_digest(record: &FileRecord) -> Error {
+    Error::internal(format!("{} has no digest", record.entry))
+}
+
+fn spool_failed(cause: io::Error) -> Error {
+    Error::io("write", "the list of files".as_ref(), cause)
+}
+
+/// Returns the length of a written file and its content.
+fn written(spool: &mut BufWriter<File>) -> Result<(u64, File)> {
+    let mut read = || {
+        spool.rewind()?;
+        let file = spool.get_ref().try_clone()?;
+        Ok((file.metadata()?.len(), file))
+    };
+    read().map_err(spool_failed)
+}
+
 struct Hashed<R> {
     data: R,
-    hasher: Sha256,
+    /// `None` if the source knows the digest.
+    hasher: Option<Sha256>,
     bytes: u64,
 }
 
@@ -285,7 +353,9 @@ impl<R: BufRead> Hashed<R> {
     ) -> io::Result<usize> {
         let piece = self.data.fill_buf()?;
         let piece = &piece[..most.min(piece.len())];
-        self.hasher.update(piece);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(piece);
+        }
         take(piece)?;
         let bytes = piece.len();
         self.data.consume(bytes);
@@ -301,15 +371,6 @@ impl<R: BufRead> Read for Hashed<R> {
             Ok(())
         })
     }
-}
-
-/// Returns the `checksums` of the manifest: `sha256:` and the digest for each file.
-pub fn checksums(totals: &Totals) -> std::collections::BTreeMap<String, String> {
-    totals
-        .digests
-        .iter()
-        .map(|(entry, digest)| (entry.clone(), format!("{DIGEST_PREFIX}{digest}")))
-        .collect()
 }
 
 /// A database entry that is being written. Without [`DatabaseEntry::finish`] the archive is not
@@ -367,8 +428,8 @@ impl<'a> DatabaseEntry<'a> {
         Ok(before - self.bytes_left)
     }
 
-    /// Ends the entry. `sha256` is the hexadecimal digest of the whole database.
-    pub fn finish(mut self, sha256: String, blocks: Blocks) -> Result<()> {
+    /// Ends the entry. `sha256` is the digest of the whole database.
+    pub fn finish(mut self, sha256: Sha256Digest, blocks: Blocks) -> Result<()> {
         if self.bytes_left > 0 {
             return Err(size_mismatch(
                 &self.record,
@@ -380,9 +441,9 @@ impl<'a> DatabaseEntry<'a> {
             let ended = self.archive.encoder().begin(Content::Other);
             self.archive.explain(ended)?;
         }
-        self.record.blocks = Some(blocks);
-        self.archive.added(self.record, sha256);
-        Ok(())
+        self.record.blocks = Some(Box::new(blocks));
+        self.record.sha256 = Some(sha256);
+        self.archive.added(&self.record, sha256)
     }
 
     fn take(&mut self, bytes: u64) -> Result<()> {

@@ -462,7 +462,7 @@ fn holds(backup: &Backup) -> String {
 
 fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
     let watched = Watched::new(output);
-    let report = check_backup(store, reference, &watched.context)?;
+    let report = check_backup(store, reference, false, &watched.context)?;
     drop(watched);
     output.result(&report);
     output.warnings(&report.warnings);

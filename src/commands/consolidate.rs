@@ -21,10 +21,11 @@ use crate::{
         block::Compression,
         block_writer::Written,
         errors::{checksum_mismatch, not_a_backup},
+        file_record::FileRecord,
         filter::EntryFilter,
-        manifest::{BackupType, FORMAT_VERSION, FileRecord, Manifest, Stats, Storage, Tool},
+        manifest::{BackupType, FORMAT, MANIFEST_VERSION, Manifest, Stats, Tool},
         reuse::ReuseSource,
-        writer::{ArchiveWriter, Totals, checksums},
+        writer::{ArchiveWriter, EntryContent, Totals},
     },
     commands::{backup::reuse_source, manage::lock_known},
     error::{Code, Error, Result},
@@ -75,8 +76,9 @@ pub fn consolidate(
     let new = store.begin(&lock, at, compression, encrypts)?;
     let dir = new.scratch().join(UNPACKED);
     fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
-    let plan = chain::plan(&backup.path, &EntryFilter::default(), store.keys(), context)?;
-    let state = chain::unpack(&plan, Some(&dir), store.keys(), context).map_err(no_room)?;
+    let everything = EntryFilter::default();
+    let state = chain::unpack(&backup.path, &everything, Some(&dir), store.keys(), context)
+        .map_err(no_room)?;
     // The full backup at the start of the chain contains most of the blocks.
     let earlier = reuse_source(
         store,
@@ -88,7 +90,7 @@ pub fn consolidate(
     // Each unpacked file is removed once it is in the archive, so writing cannot start again
     // without reuse. The earlier archive is therefore checked first.
     let earlier = earlier.filter(ReuseSource::is_as_written).map(Arc::new);
-    let archive = ArchiveWriter::new(new.sink()?, compression, earlier)?;
+    let archive = ArchiveWriter::new(new.sink()?, compression, earlier, new.scratch())?;
     let recipients = new.recipients()?;
     let (manifest, written) = write(
         archive,
@@ -100,7 +102,7 @@ pub fn consolidate(
         context,
     )
     .map_err(no_room)?;
-    assert_same(&state.manifest, &manifest)?;
+    assert_same(&state, &manifest)?;
     context.cancel.check()?;
     let (made, _) = new.publish(manifest, written)?;
     let warnings_of_keys = store.key_warnings(&made.path);
@@ -130,7 +132,7 @@ fn write(
 ) -> Result<(Manifest, Written)> {
     let progress = ByteProgress::new(context, Phase::Saving, state.manifest.stats.total_size);
     let mut entries = HashSet::new();
-    for (number, record) in state.manifest.files.iter().enumerate() {
+    for (number, record) in state.files.records().iter().enumerate() {
         if !entries.insert(&record.entry) {
             let message = format!(
                 "{} describes {} twice, so it is not a valid backup",
@@ -138,10 +140,9 @@ fn write(
             );
             return Err(not_a_backup(message));
         }
+        // The writer computes the digest anew.
         let whole = FileRecord {
-            stored: Storage::Full,
             sha256: None,
-            pages: None,
             ..record.clone()
         };
         let owner = state.owners.get(number).copied().unwrap_or_default();
@@ -166,7 +167,7 @@ fn write(
         // The file is in the archive now, so its disk space is freed.
         fs::remove_file(&path).map_err(|cause| Error::io("remove", &path, cause))?;
     }
-    archive.finish(|totals| describe(id, compression, recipients, &state.manifest, totals))
+    archive.finish(|totals| describe(id, compression, recipients, state, totals))
 }
 
 /// Returns the manifest of a full backup with the content that `incremental` describes.
@@ -174,22 +175,23 @@ fn describe(
     id: &str,
     compression: Compression,
     recipients: Vec<String>,
-    incremental: &Manifest,
+    state: &Unpacked,
     totals: Totals,
 ) -> Manifest {
+    let incremental = &state.manifest;
     Manifest {
-        version: FORMAT_VERSION.to_string(),
+        version: MANIFEST_VERSION.to_string(),
+        format: FORMAT,
         id: id.to_string(),
         kind: BackupType::Full,
         stats: Stats {
             compressed_size: totals.compressed_bytes,
             ..incremental.stats
         },
-        checksums: checksums(&totals),
-        files: totals.files,
+        checksums: totals.checksums,
+        file_list: Some(totals.file_list),
         based_on: None,
         based_on_checksum: None,
-        deleted: Vec::new(),
         consolidated_from: Some(incremental.id.clone()),
         compression: compression.name(),
         recipients,
@@ -201,20 +203,15 @@ fn describe(
 
 /// Fails with `KG_CHECKSUM_MISMATCH` if the written files differ from those that the chain
 /// describes. This also finds errors of the disk between unpacking and writing.
-fn assert_same(incremental: &Manifest, full: &Manifest) -> Result<()> {
-    let files = incremental
-        .files
-        .iter()
-        .filter(|record| record.kind.is_file());
-    let other = files
-        .clone()
-        .find(|record| incremental.content_digest(record) != full.digest_of(&record.entry));
-    let Some(other) = other else { return Ok(()) };
+fn assert_same(state: &Unpacked, full: &Manifest) -> Result<()> {
+    if full.file_list == Some(state.files.summary()) {
+        return Ok(());
+    }
     Err(Error {
         remedy: "Nothing was changed; check the disk of the backups, then run it again".into(),
         ..checksum_mismatch(format_args!(
             "{} was not written as {} describes it",
-            other.path, incremental.id
+            full.id, state.manifest.id
         ))
     })
 }
@@ -234,3 +231,5 @@ impl Read for Reported<'_> {
         Ok(read)
     }
 }
+
+impl EntryContent for BufReader<Reported<'_>> {}

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    archive::manifest::{Manifest, Stats},
+    archive::manifest::Stats,
     commands::{
         check::inspect_in,
         restore::{RestoreOptions, restore},
@@ -17,7 +17,7 @@ use crate::{
     },
     error::{Code, Error, Result, Warning},
     integrity::{Scope, issue::Issue, target::CheckTarget},
-    project::{Component, names},
+    project::names,
     store::Store,
     util::{operation::OperationContext, temp_dir::Scratch},
     worker::client::WorkerMode,
@@ -106,7 +106,10 @@ fn drill_in(
     let restored =
         restore(store, &options.backup, worker_mode, &restoring, context).map_err(no_room)?;
     let manifest = &restored.manifest;
-    let database = database_in(manifest, &target);
+    let database = restored.database.as_deref().and_then(names::decode);
+    // The path in the backup, because a restored configuration may name a live database outside of
+    // any project.
+    let database = database.map(|path| target.join(path));
     let scope = Scope {
         database: database.is_some(),
         ..Scope::ALL
@@ -155,14 +158,4 @@ fn drill_in(
         warnings: restored.warnings,
         duration_ms: duration_ms(began.elapsed()),
     })
-}
-
-/// Returns the path of the restored database. It is the path in the backup, because a restored
-/// configuration may name a live database outside of any project.
-fn database_in(manifest: &Manifest, target: &Path) -> Option<PathBuf> {
-    let record = manifest
-        .files
-        .iter()
-        .find(|record| record.component == Component::Database && record.database)?;
-    names::decode(&record.path).map(|path| target.join(path))
 }

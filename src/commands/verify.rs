@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use crate::{
     archive::{
+        file_record::FileRecord,
         manifest::Manifest,
         reader::{Discard, read_archive},
-        report::{Problem, ProblemCode},
+        report::{Problem, ProblemCode, Report},
     },
     error::{Code, Result, Warning},
     store::{Store, chain, manifest_beside},
@@ -30,6 +31,9 @@ pub struct CheckReport {
     /// The manifest inside the archive; absent if it could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<Manifest>,
+    /// Everything that a restore of the backup puts back, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<Vec<FileRecord>>,
     /// The number of bytes of the archive that were read.
     pub size: u64,
     /// Warnings about the choice of the backup and about the keys that opened it.
@@ -42,9 +46,11 @@ pub struct CheckReport {
 /// Checks the backup that `reference` names: a path, an id, or `latest`.
 ///
 /// A damaged backup, or one whose chain is broken, is reported in the result and is not an error.
+/// With `list_files`, the result lists everything in it.
 pub fn check_backup(
     store: &Store,
     reference: &str,
+    list_files: bool,
     context: &OperationContext,
 ) -> Result<CheckReport> {
     let began = Instant::now();
@@ -52,9 +58,11 @@ pub fn check_backup(
     let mut warnings = store.doubts(reference, &path, None);
     let (report, of_chain) = match chain::members(&path, store.keys(), context) {
         Ok(links) if links.len() > 1 => {
-            let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), context)?;
-            let of_chain = chain::problems(&links, &reports, hashes.is_some());
-            (reports.pop(), of_chain)
+            let (mut reports, state) = chain::read_state(&links, store.keys(), context)?;
+            let of_chain = chain::problems(&links, &reports, state.is_some());
+            let files = state.map(|state| state.files).unwrap_or_default();
+            let report = reports.pop().map(|report| Report { files, ..report });
+            (report, of_chain)
         }
         Err(error) if error.code == Code::ChainBroken => {
             let problem = Problem::of_archive(ProblemCode::Chain, error.message);
@@ -90,6 +98,7 @@ pub fn check_backup(
         problems: report.problems,
         path,
         manifest: report.manifest,
+        files: list_files.then(|| report.files.into_records()),
         size: report.size_bytes,
         warnings,
         sha256: report.sha256,

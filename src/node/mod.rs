@@ -233,9 +233,13 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
                 context,
             )?)
         }
-        Call::CheckBackup { config, backup } => {
+        Call::CheckBackup {
+            config,
+            backup,
+            list_files,
+        } => {
             let (_, store, warnings) = store_and_warnings(config)?;
-            let mut report = check_backup(&store, &backup, context)?;
+            let mut report = check_backup(&store, &backup, list_files, context)?;
             report.warnings.extend(warnings);
             value(report)
         }

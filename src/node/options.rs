@@ -67,6 +67,8 @@ pub enum Call {
     CheckBackup {
         config: Config,
         backup: String,
+        #[serde(default, rename = "listFiles")]
+        list_files: bool,
     },
     Restore {
         config: Config,

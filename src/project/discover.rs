@@ -12,6 +12,7 @@
 //! the locks that SQLite holds on it in this process.
 
 use std::{
+    cmp::Ordering,
     collections::HashSet,
     ffi::OsStr,
     fs::{self, DirEntry, FileType},
@@ -22,7 +23,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, database_path, exclude, names,
+    Component, DEFAULT_DATABASE, Project, STATE_DIR, database_path,
+    entry_names::{DATABASE_ENTRY, component_of, entry_name},
+    exclude,
+    names::{self, path_order},
     same_file,
 };
 use crate::{
@@ -37,9 +41,6 @@ use crate::{
         regular_file,
     },
 };
-
-/// Name of the graph database's entry in every archive.
-pub const DATABASE_ENTRY: &str = "database.sqlite";
 
 /// The extent of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +108,12 @@ pub enum SourceKind {
 }
 
 impl Source {
+    /// Compares the places of two sources in an archive: by component, then by path.
+    pub fn order(&self, other: &Source) -> Ordering {
+        let components = self.component.cmp(&other.component);
+        components.then_with(|| path_order(&self.path, &other.path))
+    }
+
     pub fn is_database(&self) -> bool {
         self.kind == SourceKind::Database
     }
@@ -140,14 +147,9 @@ pub fn discover(
     sources.insert(0, graph.source);
     drop_companions(&mut sources);
     same_file::unite(project.root(), graph_is_outside, &mut sources, warnings);
-    sources.sort_by(|a, b| (rank(a), &a.path).cmp(&(rank(b), &b.path)));
+    sources.sort_by(Source::order);
     name_entries(&mut sources);
     Ok(sources)
-}
-
-/// Returns the sort key: the graph database, then the configuration, vectors, plugins and the rest.
-fn rank(source: &Source) -> (Component, bool) {
-    (source.component, source.entry != CONFIG_FILE)
 }
 
 struct Graph {
@@ -438,38 +440,6 @@ impl ProjectWalk<'_> {
             self.project
         );
         self.warnings.push(Warning::about(code, path, message));
-    }
-}
-
-/// Returns the component of the item at `path`, which must not be the graph database.
-pub fn component_of(path: &str, is_dir: bool) -> Component {
-    let below = path.strip_prefix(".kg/").unwrap_or(path);
-    match below.split('/').next().unwrap_or(below) {
-        "vectors" | "vectors.db" | "vectors.db-wal" | "vectors.db-shm" | "vectors.db-journal"
-        | "reasoning-bank" => Component::Vectors,
-        "plugins" => Component::Plugins,
-        name if name == below && !is_dir && name.ends_with(".json") => Component::Config,
-        _ => Component::Files,
-    }
-}
-
-/// Returns the name of the archive entry: `config.json`, `config/…`, `vectors/…`, `plugins/…` or
-/// `files/…`. A UTF-8 name is used unchanged.
-fn entry_name(path: &str, component: Component) -> String {
-    let decoded = names::decode(path);
-    let path = decoded.as_deref().and_then(Path::to_str).unwrap_or(path);
-    let below = path.strip_prefix(".kg/").unwrap_or(path);
-    match component {
-        Component::Database => DATABASE_ENTRY.to_string(),
-        Component::Config if below == CONFIG_FILE => CONFIG_FILE.to_string(),
-        Component::Config => format!("config/{below}"),
-        Component::Vectors if below == "vectors" => below.to_string(),
-        Component::Vectors => format!(
-            "vectors/{}",
-            below.strip_prefix("vectors/").unwrap_or(below)
-        ),
-        Component::Plugins => below.to_string(),
-        Component::Files => format!("files/{below}"),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Describes a project: where its parts are, and which of them a backup saves.
 //!
 //! A project is the directory that contains `.kg/`. [`Project`] only queries paths (`stat`), so a
-//! host process may use it, and also [`names`]. [`database_path`], [`discover`] and [`same_file`]
+//! host process may use it, and also [`names`] and [`entry_names`]. [`database_path`], [`discover`] and [`same_file`]
 //! open files of the live project, so only the worker may call them (`src/worker`).
 
 pub mod database_path;
 pub mod discover;
+pub mod entry_names;
 pub mod exclude;
 pub mod json;
 pub mod names;

@@ -5,6 +5,7 @@
 //! exactly one text, and the text is UTF-8.
 
 use std::{
+    cmp::Ordering,
     ffi::OsString,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Component, Path, PathBuf},
@@ -38,6 +39,13 @@ pub fn decode(text: &str) -> Option<PathBuf> {
     }
     let path = PathBuf::from(OsString::from_vec(bytes));
     (encode(&path) == text).then_some(path)
+}
+
+/// Compares two paths name by name, so that the content of a directory follows it directly.
+pub fn path_order(one: &str, other: &str) -> Ordering {
+    // No name contains a zero byte.
+    let key = |byte: u8| if byte == b'/' { 0 } else { byte };
+    one.bytes().map(key).cmp(other.bytes().map(key))
 }
 
 /// Maximum length of a path on Linux, without the final zero byte. [`MAX_NAME_BYTES`] is the
@@ -177,5 +185,15 @@ mod tests {
                 prop_assert_eq!(encode(&path), text);
             }
         }
+    }
+
+    #[test]
+    fn the_content_of_a_directory_follows_it_directly() {
+        let mut paths = ["a.b", "a/b", "a", "a/b/c", "a-b", "a/b.c", "b", "aa"];
+        paths.sort_by(|one, other| path_order(one, other));
+        assert_eq!(
+            paths,
+            ["a", "a/b", "a/b/c", "a/b.c", "a-b", "a.b", "aa", "b"]
+        );
     }
 }

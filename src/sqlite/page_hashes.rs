@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::util::{
     content_hash::{ContentHash, HASH_BYTES, content_hash},
+    digest::Sha256Digest,
     hex::hex,
 };
 
@@ -97,8 +98,8 @@ pub struct DatabaseHashes {
     pub pages: PageHashes,
     /// The block size is 0 if the block hashes are not known.
     pub blocks: BlockHashes,
-    /// The SHA-256 of the whole database in hexadecimal, or empty if it is not known.
-    pub sha256: String,
+    /// The SHA-256 of the whole database, if it is known.
+    pub sha256: Option<Sha256Digest>,
 }
 
 /// A file with the hashes of the databases of a backup, keyed by database path. It ends with a
@@ -126,7 +127,7 @@ struct Described {
     pages: usize,
     block_size: u64,
     blocks: usize,
-    sha256: String,
+    sha256: Option<Sha256Digest>,
 }
 
 impl PageFile {
@@ -144,7 +145,7 @@ impl PageFile {
             pages: pages.hashes.len(),
             block_size: blocks.block_bytes,
             blocks: blocks.hashes.len(),
-            sha256: sha256.clone(),
+            sha256: *sha256,
         };
         let mut out = Digesting {
             out,
@@ -343,7 +344,7 @@ mod tests {
         let of = |pages: &[u8], blocks| DatabaseHashes {
             pages: hashes(pages),
             blocks,
-            sha256: "22".into(),
+            sha256: Some(Sha256Digest::of(b"22")),
         };
         let databases = [
             ("a", of(&[1, 2, 3], blocks)),

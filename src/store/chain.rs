@@ -1,9 +1,8 @@
 //! Chains: a full backup and the incremental backups that depend on it.
 //!
-//! An archive names its base, which is in the same directory. [`members`] finds all members. [`plan`]
-//! also determines which entries of each member the newest state needs, and [`unpack`] assembles
-//! that state. [`hash_pages`] computes only the page hashes of that state, without a copy of any
-//! database.
+//! An archive names its base, which is in the same directory. [`members`] finds all members, and
+//! [`unpack`] assembles the state that the newest one describes. [`read_state`] computes only the
+//! list of files and the page hashes of that state, without a copy of any file.
 
 mod unpack;
 
@@ -13,39 +12,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::unpack::{Unpacked, plan, unpack};
+pub use self::unpack::{Unpacked, unpack};
 use crate::{
     archive::{
         delta::{Collected, PageCollector},
         encryption::Keys,
         errors::checksum_mismatch,
-        manifest::{DIGEST_PREFIX, Manifest, Storage},
+        file_list::FileList,
+        file_record::{FileRecord, Storage},
+        manifest::{DIGEST_PREFIX, FIRST_FORMAT, Manifest},
         reader::{Discard, Unpack, read_archive},
         report::{Problem, ProblemCode, Report},
     },
     error::{Code, Error, Result},
     sqlite::page_hashes::{DatabaseHashes, PageFile, PageHashes},
     store::{Store, described_beside, manifest_beside},
-    util::operation::{OperationContext, Phase},
+    util::{
+        content_hash::ContentHash,
+        operation::{OperationContext, Phase},
+    },
 };
 
 /// A longer chain is treated as forged, because it would be a cycle.
 const MAX_MEMBERS: usize = 10_000;
 
 /// Returns the members of the chain that ends at `archive`, full backup first. `KG_CHAIN_BROKEN` if
-/// a base is missing, is a different backup, or closes a cycle.
+/// a base is missing, is a different backup, or closes a cycle. The archives are not verified.
 pub fn members(archive: &Path, keys: &Keys, context: &OperationContext) -> Result<Vec<PathBuf>> {
-    walk(archive, keys, context, |_| {})
-}
-
-/// Works like [`members`]. Passes the manifest of each member to `visit`, newest first; the manifests
-/// are not verified yet.
-fn walk(
-    archive: &Path,
-    keys: &Keys,
-    context: &OperationContext,
-    mut visit: impl FnMut(Option<Manifest>),
-) -> Result<Vec<PathBuf>> {
     let mut members = vec![archive.to_path_buf()];
     let newest = manifest_of(archive, keys, context)?;
     let base_of = |manifest: &Manifest| {
@@ -55,7 +48,6 @@ fn walk(
         ))
     };
     let mut next = newest.as_ref().and_then(base_of);
-    visit(newest);
     let store = Store::at(archive.parent().unwrap_or(archive))?;
     while let Some((id, checksum)) = next {
         let missing = |why: &str| {
@@ -77,7 +69,6 @@ fn walk(
         let manifest =
             manifest.ok_or_else(|| missing("is not what the archive of that name contains"))?;
         next = base_of(&manifest);
-        visit(Some(manifest));
         members.push(base);
     }
     members.reverse();
@@ -105,20 +96,45 @@ fn broken(member: &Path, what: String) -> Error {
     ))
 }
 
-/// Returns the page hashes of all databases in the newest of `members`. All archives are verified on
-/// the way. The hashes are `None` if an archive has problems or does not fit the one before it.
-pub fn hash_pages(
+/// The state that the newest member of a chain describes.
+#[derive(Default)]
+pub struct ChainState {
+    /// Everything that a restore puts back, in order.
+    pub files: FileList,
+    databases: BTreeMap<String, PageHashes>,
+}
+
+impl ChainState {
+    /// Returns the page hashes of all databases. They name no archive.
+    pub fn page_hashes(&self) -> PageFile {
+        let of_pages = |(path, pages): (&String, &PageHashes)| {
+            let hashes = DatabaseHashes {
+                pages: pages.clone(),
+                ..DatabaseHashes::default()
+            };
+            (path.clone(), hashes)
+        };
+        PageFile {
+            archive: String::new(),
+            databases: self.databases.iter().map(of_pages).collect(),
+        }
+    }
+}
+
+/// Reads and verifies all members. The state is `None` if an archive has problems or does not fit
+/// the one before it. The list of each report moves into the state.
+pub fn read_state(
     members: &[PathBuf],
     keys: &Keys,
     context: &OperationContext,
-) -> Result<(Vec<Report>, Option<PageFile>)> {
+) -> Result<(Vec<Report>, Option<ChainState>)> {
     let mut reports = Vec::new();
-    let mut state = Some(LinkState::default());
+    let mut state = Some(ChainState::default());
     let mut before: Option<String> = None;
     for member in members {
         let beside = manifest_beside(member)?;
         let mut collecting = Collecting::default();
-        let report = read_archive(
+        let mut report = read_archive(
             member,
             keys,
             beside.as_deref(),
@@ -126,6 +142,7 @@ pub fn hash_pages(
             context,
             Phase::Verifying,
         )?;
+        let files = std::mem::take(&mut report.files);
         let manifest = report
             .manifest
             .as_ref()
@@ -134,79 +151,113 @@ pub fn hash_pages(
             manifest.filter(|manifest| manifest.based_on_checksum == before),
             state,
         ) {
-            (Some(manifest), Some(known)) => next_known(known, manifest, collecting.finish()),
+            (Some(manifest), Some(state)) => {
+                next_state(state, manifest, files, collecting.finish())
+            }
             _ => None,
         };
         before = Some(format!("{DIGEST_PREFIX}{}", report.sha256));
         reports.push(report);
     }
-    let of_pages = |pages| DatabaseHashes {
-        pages,
-        ..DatabaseHashes::default()
-    };
-    let hashes = state.map(|known| PageFile {
-        archive: String::new(),
-        databases: known
-            .databases
-            .into_iter()
-            .map(|(path, pages)| (path, of_pages(pages)))
-            .collect(),
-    });
-    Ok((reports, hashes))
+    if let (Some(known), Some(newest)) = (&state, reports.last()) {
+        let is_described = newest
+            .manifest
+            .as_ref()
+            .is_some_and(|manifest| describes(manifest, &known.files));
+        state = state.filter(|_| is_described);
+    }
+    Ok((reports, state))
 }
 
-/// The known state at one member of a chain, without assembling it.
-#[derive(Default)]
-struct LinkState {
-    /// Digest of each file.
-    files: HashMap<String, String>,
-    databases: BTreeMap<String, PageHashes>,
+/// Returns whether the manifest describes that whole list. A manifest of the first format does not
+/// say.
+fn describes(manifest: &Manifest, files: &FileList) -> bool {
+    manifest
+        .file_list
+        .is_none_or(|expected| expected == files.summary())
+}
+
+/// Returns the list of a member from the list of the one before it and from what its archive
+/// contains. The error completes the sentence "The list of files …".
+fn next_list(
+    before: FileList,
+    manifest: &Manifest,
+    files: FileList,
+) -> std::result::Result<FileList, String> {
+    if manifest.based_on.is_some() && manifest.format != FIRST_FORMAT {
+        return before.after(files);
+    }
+    let of_base = |record: &FileRecord| {
+        let index = before.find(&record.path)?;
+        before.records().get(index)
+    };
+    for record in files.records() {
+        match (record.stored, of_base(record)) {
+            (Storage::Full, _) => {}
+            (Storage::Unchanged, Some(base)) if base.sha256 == record.sha256 => {}
+            (Storage::Delta, Some(_)) => {}
+            _ => return Err(format!("keeps {}, which differs in the base", record.path)),
+        }
+    }
+    let records = files.into_records();
+    Ok(FileList::sorted(
+        records.into_iter().map(FileRecord::into_state).collect(),
+    ))
 }
 
 /// Returns `None` if the member does not fit the one before it.
-fn next_known(
-    mut before: LinkState,
+fn next_state(
+    before: ChainState,
     manifest: &Manifest,
+    files: FileList,
     mut entries: HashMap<String, Collected>,
-) -> Option<LinkState> {
-    let mut known = LinkState::default();
-    for record in manifest.files.iter().filter(|record| record.kind.is_file()) {
-        let digest = manifest.content_digest(record)?;
-        let base = before.files.get(&record.path);
+) -> Option<ChainState> {
+    let (mut databases, mut known) = (before.databases, BTreeMap::new());
+    for record in files.records() {
+        let base = databases.remove(&record.path);
         let pages = match (record.stored, entries.remove(&record.entry)) {
-            (Storage::Unchanged, _) if base.is_none_or(|base| base != digest) => return None,
-            (Storage::Unchanged, _) => before.databases.remove(&record.path),
+            (Storage::Unchanged, _) => base,
             (Storage::Full, Some(Collected::Database(pages))) if record.database => Some(pages),
-            (Storage::Full, _) => None,
+            (Storage::Full | Storage::Deleted, _) => None,
             (
                 Storage::Delta,
                 Some(Collected::Delta {
                     page_size_bytes,
                     pages,
                 }),
-            ) => {
-                let mut hashes = before.databases.remove(&record.path)?;
-                if hashes.page_size_bytes != page_size_bytes {
-                    return None;
-                }
-                let count = usize::try_from(record.size / page_size_bytes).ok()?;
-                hashes.hashes.truncate(count);
-                pages
-                    .into_iter()
-                    .try_for_each(|(number, hash)| hashes.set(number, hash))?;
-                if hashes.hashes.len() != count || hashes.root() != record.pages.as_ref()?.root {
-                    return None;
-                }
-                Some(hashes)
-            }
+            ) => Some(changed_pages(base?, record, page_size_bytes, pages)?),
             (Storage::Delta, _) => return None,
         };
-        known.files.insert(record.path.clone(), digest.to_string());
-        known
-            .databases
-            .extend(pages.map(|pages| (record.path.clone(), pages)));
+        known.extend(pages.map(|pages| (record.path.clone(), pages)));
     }
-    Some(known)
+    // A database that the list of an incremental backup does not name is unchanged.
+    if manifest.based_on.is_some() && manifest.format != FIRST_FORMAT {
+        known.extend(databases);
+    }
+    Some(ChainState {
+        files: next_list(before.files, manifest, files).ok()?,
+        databases: known,
+    })
+}
+
+/// Returns the hashes of the pages after a change, or `None` if the pages do not fit the database
+/// before it.
+fn changed_pages(
+    mut hashes: PageHashes,
+    record: &FileRecord,
+    page_size_bytes: u64,
+    pages: Vec<(u64, ContentHash)>,
+) -> Option<PageHashes> {
+    if hashes.page_size_bytes != page_size_bytes {
+        return None;
+    }
+    let count = usize::try_from(record.size / page_size_bytes).ok()?;
+    hashes.hashes.truncate(count);
+    pages
+        .into_iter()
+        .try_for_each(|(number, hash)| hashes.set(number, hash))?;
+    let is_complete = hashes.hashes.len() == count && hashes.root() == record.pages.as_ref()?.root;
+    is_complete.then_some(hashes)
 }
 
 /// Hashes the pages of every entry while the archive is read.

@@ -289,7 +289,7 @@ impl Store {
         };
         let (size, sha256, encrypted) =
             (report.size_bytes, report.sha256.clone(), report.encrypted);
-        Ok(match report.into_manifest(&path) {
+        Ok(match report.intact(&path).map(|(manifest, _)| manifest) {
             Ok(manifest) if self.may_hold(&manifest.id) => Err(not_needed(&format!(
                 "there is another archive of {} next to it",
                 manifest.id
@@ -300,6 +300,7 @@ impl Store {
                     size,
                     sha256,
                     root: None,
+                    list_offset: None,
                 };
                 let manifest = beside(manifest, record);
                 Ok(if encrypted {
@@ -425,9 +426,14 @@ impl NewBackup<'_> {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
+        let record = ArchiveRecord {
+            // The offset is that in the decrypted archive.
+            list_offset: written.list_offset.filter(|_| !self.encrypted),
+            ..written.record(name)
+        };
         let manifest = Manifest {
             encrypted: self.encrypted,
-            ..beside(manifest, written.record(name))
+            ..beside(manifest, record)
         };
         let outside = self.encrypted.then(|| manifest.public_sidecar());
         let sidecar = manifest_path(&self.archive);

@@ -12,7 +12,8 @@
 //! | [`unsupported`] | operations that a file system may refuse |
 //! | [`sync_many`] | many files made durable with one call |
 //! | [`file_lock`] | waiting for a lock |
-//! | [`content_hash`], [`hex`] | hashes of blocks and pages; digests as text |
+//! | [`content_hash`] | hashes of blocks and pages |
+//! | [`digest`], [`hex`] | SHA-256 digests as values; digests as text |
 //! | [`ordered_pool`], [`threads`] | parallel work, results in order; threads that may not start |
 //! | [`operation`], [`progress`] | cancellation and progress; counting bytes |
 //! | [`limits`] | limits for forged archives |
@@ -20,6 +21,7 @@
 pub mod age;
 pub mod atomic_file;
 pub mod content_hash;
+pub mod digest;
 pub mod dir_handle;
 pub mod file_lock;
 pub mod hex;

@@ -1,53 +1,61 @@
-//! The baseline of a backup: the files of its base, or of the newest backup if it is a full backup.
+//! The baseline of a backup: what its base has, or the newest backup if this one is full.
 //!
-//! The client passes the baseline to the worker in a file because it can be larger than a frame.
+//! The client passes the baseline to the worker in files because it can be larger than a frame.
 
 use std::{collections::HashMap, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use super::known_files::KnownFiles;
 use crate::{
-    archive::manifest::{Blocks, FileRecord, Manifest, Storage},
+    archive::{
+        file_list::FileListSummary,
+        file_record::{Blocks, FileRecord},
+        manifest::Manifest,
+    },
     error::{Error, Result, WarningCode},
     sqlite::{
         check::{Depth, IntegrityStatus},
         page_hashes::{BlockHashes, DatabaseHashes, PageFile},
     },
+    util::digest::Sha256Digest,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BaselineFile {
-    files: Vec<FileRecord>,
-    /// The name of a [`PageFile`] of the databases in the baseline, in the same directory.
+    databases: Vec<FileRecord>,
+    /// The name of a [`PageFile`] of the databases, in the same directory.
     page_hashes: String,
+    /// The [`KnownFiles`] of the base in the same directory, if the backup is incremental.
+    known_files: Option<(String, FileListSummary)>,
     /// The check of the databases in the baseline found nothing, not even rows that a later backup
     /// would have to warn about again.
     sound: bool,
     /// The check also read full-text indexes.
     full_text: bool,
-    /// Skips entries that have not changed since the base, because the backup is incremental.
-    leave_out: bool,
 }
 
 impl BaselineFile {
-    /// Describes the files of `manifest`, each with the digest of its content.
-    pub fn new(manifest: &Manifest, page_hashes: String, leave_out: bool) -> Self {
-        let described = |record: &FileRecord| FileRecord {
-            sha256: manifest.content_digest(record).map(str::to_string),
-            stored: Storage::Full,
-            pages: None,
-            ..record.clone()
-        };
+    /// Describes a backup for the next one. `databases` are the records of its databases.
+    pub fn new(manifest: &Manifest, databases: Vec<FileRecord>, page_hashes: &str) -> Self {
         let warns_of_rows = manifest
             .warnings
             .iter()
             .any(|warning| warning.code == WarningCode::Constraint);
         BaselineFile {
-            files: manifest.files.iter().map(described).collect(),
-            page_hashes,
+            databases,
+            page_hashes: page_hashes.to_string(),
+            known_files: None,
             sound: manifest.integrity.status == IntegrityStatus::Ok && !warns_of_rows,
             full_text: manifest.integrity.full_text,
-            leave_out,
+        }
+    }
+
+    /// Adds the list of files. What has not changed since is left out of the backup then.
+    pub fn with_known_files(self, name: &str, expected: FileListSummary) -> Self {
+        BaselineFile {
+            known_files: Some((name.to_string(), expected)),
+            ..self
         }
     }
 
@@ -61,10 +69,11 @@ impl BaselineFile {
 /// A baseline that was read into memory for lookups.
 #[derive(Debug)]
 pub struct Baseline {
-    files: HashMap<String, FileRecord>,
-    databases: PageFile,
+    databases: HashMap<String, FileRecord>,
+    page_hashes: PageFile,
+    /// `None` if the backup leaves nothing out.
+    known_files: Option<KnownFiles>,
     sound: Option<Depth>,
-    leave_out: bool,
 }
 
 impl Baseline {
@@ -73,34 +82,39 @@ impl Baseline {
         let wrong = || Error::internal("The data of the base backup cannot be read");
         let base: BaselineFile =
             serde_json::from_slice(&json).map_err(|cause| wrong().with_cause(cause))?;
-        let hashes = path.with_file_name(&base.page_hashes);
-        let read = fs::File::open(&hashes).and_then(PageFile::read);
-        let databases = read
-            .map_err(|cause| Error::io("read", &hashes, cause))?
+        let open = |name: &str| {
+            let path = path.with_file_name(name);
+            fs::File::open(&path).map_err(|cause| Error::io("read", &path, cause))
+        };
+        let page_hashes = PageFile::read(open(&base.page_hashes)?)
+            .map_err(|cause| Error::io("read", path, cause))?
             .ok_or_else(wrong)?;
-        let files = base
-            .files
-            .into_iter()
-            .map(|record| (record.path.clone(), record))
-            .collect();
+        let known_files = match base.known_files {
+            Some((name, expected)) => {
+                Some(KnownFiles::read(open(&name)?, expected).ok_or_else(wrong)?)
+            }
+            None => None,
+        };
+        let databases = base.databases.into_iter();
         let depth = if base.full_text {
             Depth::All
         } else {
             Depth::Structure
         };
-        let is_enough = depth == Depth::All || base.leave_out;
-        let sound = (base.sound && is_enough).then_some(depth);
+        let is_enough = depth == Depth::All || known_files.is_some();
         Ok(Baseline {
-            files,
-            databases,
-            sound,
-            leave_out: base.leave_out,
+            databases: databases
+                .map(|record| (record.path.clone(), record))
+                .collect(),
+            page_hashes,
+            known_files,
+            sound: (base.sound && is_enough).then_some(depth),
         })
     }
 
-    /// Returns whether the backup skips entries that have not changed since the base.
-    pub fn leaves_out(&self) -> bool {
-        self.leave_out
+    /// Returns the files of the base, if the backup leaves out what has not changed since.
+    pub fn known_files(&self) -> Option<&KnownFiles> {
+        self.known_files.as_ref()
     }
 
     /// Returns how far the databases of the baseline were checked, or `None` if the check found a
@@ -111,33 +125,26 @@ impl Baseline {
 
     /// Returns the page hashes of the database at `path` in the baseline.
     pub fn hashes(&self, path: &str) -> Option<&DatabaseHashes> {
-        self.file(path)?;
-        self.databases.databases.get(path)
+        self.databases.get(path)?;
+        self.page_hashes.databases.get(path)
     }
 
-    /// Returns whether the baseline has a file with the same path, size and digest.
-    pub fn has(&self, path: &str, size: u64, sha256: &str) -> bool {
-        self.file(path)
-            .is_some_and(|record| record.size == size && record.sha256.as_deref() == Some(sha256))
+    /// Returns whether the baseline has a database with the same path, size and digest.
+    pub fn has(&self, path: &str, size: u64, sha256: Option<Sha256Digest>) -> bool {
+        let has = |record: &FileRecord| record.size == size && record.sha256 == sha256;
+        sha256.is_some() && self.databases.get(path).is_some_and(has)
     }
 
-    /// Returns the SHA-256 (hexadecimal) of a database in the baseline if it consists of these
-    /// blocks. The stored page hashes must contain the same digest as the manifest, because nothing
-    /// else protects them.
-    pub fn digest(&self, path: &str, size: u64, blocks: &BlockHashes) -> Option<&str> {
+    /// Returns the SHA-256 of a database in the baseline if it consists of these blocks. The stored
+    /// page hashes must contain the same digest as the list of files, because nothing else protects
+    /// them.
+    pub fn digest(&self, path: &str, size: u64, blocks: &BlockHashes) -> Option<Sha256Digest> {
         let same = |record: &&FileRecord| {
-            record.size == size && record.blocks == Some(Blocks::from(blocks))
+            record.size == size && record.blocks.as_deref() == Some(&Blocks::from(blocks))
         };
-        let digest = self.file(path).filter(same)?.sha256.as_deref();
-        digest.filter(|digest| {
-            self.hashes(path)
-                .is_some_and(|hashes| hashes.sha256 == *digest)
-        })
-    }
-
-    /// Returns whether the baseline has the same directory or link as `record`.
-    pub fn has_node(&self, record: &FileRecord) -> bool {
-        self.files.get(&record.path) == Some(record)
+        let digest = self.databases.get(path).filter(same)?.sha256;
+        let kept = self.hashes(path)?.sha256;
+        digest.filter(|digest| kept == Some(*digest))
     }
 
     /// Returns whether a database in the baseline has the size and time of `record` and can be
@@ -145,46 +152,13 @@ impl Baseline {
     pub fn looks_like(&self, record: &FileRecord, block_bytes: usize) -> bool {
         let looks = |base: &FileRecord| (base.size, base.mtime) == (record.size, record.mtime);
         let has_blocks = |base: &FileRecord| {
-            base.blocks
-                .as_ref()
-                .is_some_and(|blocks| blocks.size == block_bytes as u64)
+            let blocks = base.blocks.as_ref();
+            blocks.is_some_and(|blocks| blocks.size == block_bytes as u64)
         };
         let is_told = self
             .hashes(&record.path)
-            .is_some_and(|hashes| !hashes.sha256.is_empty());
-        is_told
-            && self
-                .file(&record.path)
-                .is_some_and(|base| looks(base) && has_blocks(base))
-    }
-
-    /// Returns the file, directory or link at `path` in the baseline.
-    pub fn at(&self, path: &str) -> Option<&FileRecord> {
-        self.files.get(path)
-    }
-
-    /// Returns all entries below a directory in the baseline, sorted by path.
-    pub fn below(&self, path: &str) -> Vec<&FileRecord> {
-        let is_below = |found: &str| {
-            found
-                .strip_prefix(path)
-                .is_some_and(|rest| rest.starts_with('/'))
-        };
-        let mut found: Vec<&FileRecord> = self
-            .files
-            .values()
-            .filter(|record| is_below(&record.path))
-            .collect();
-        found.sort_by(|a, b| a.path.cmp(&b.path));
-        found
-    }
-
-    /// Returns the size of a file in the baseline, in bytes.
-    pub fn size(&self, path: &str) -> Option<u64> {
-        self.file(path).map(|record| record.size)
-    }
-
-    fn file(&self, path: &str) -> Option<&FileRecord> {
-        self.files.get(path).filter(|record| record.kind.is_file())
+            .is_some_and(|hashes| hashes.sha256.is_some());
+        let base = self.databases.get(&record.path);
+        is_told && base.is_some_and(|base| looks(base) && has_blocks(base))
     }
 }

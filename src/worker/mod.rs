@@ -14,6 +14,7 @@
 //!                                  [`check`]: runs checks and repairs
 //! ```
 //!
+//! [`baseline`] and [`known_files`] tell the worker what an earlier backup has.
 //! [`protocol`] defines the frames. [`server`] answers one request and ends. [`client`] is the
 //! interface that the commands use.
 
@@ -21,6 +22,7 @@ pub mod backup;
 pub mod baseline;
 pub mod check;
 pub mod client;
+pub mod known_files;
 pub mod protocol;
 pub mod restore;
 pub mod server;

@@ -19,7 +19,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    archive::manifest::{Blocks, FileRecord, Owner},
+    archive::{
+        file_list::FileListSummary,
+        file_record::{Blocks, FileRecord, Owner},
+        manifest::Contents,
+    },
     config::Settings,
     error::{Error, Result, Warning},
     integrity::{
@@ -29,14 +33,16 @@ use crate::{
     },
     project::{Component, discover::Selection},
     sqlite::check::Integrity,
-    util::content_hash::ContentHash,
+    util::{content_hash::ContentHash, digest::Sha256Digest},
 };
 
 /// The file name of the [`crate::sqlite::page_hashes::PageFile`] that a backup leaves in the
 /// scratch directory of its request.
 pub const PAGE_HASHES_FILE: &str = "page-hashes";
+/// The file name of the [`super::known_files`] that a backup leaves there.
+pub const KNOWN_FILES_FILE: &str = "known-files";
 /// Incremented with every incompatible change of the frames or messages.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// The release of this crate. The addon and the worker come from one build.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// The argument that makes `kg` a worker.
@@ -77,7 +83,8 @@ pub struct SaveRequest {
     /// unchanged pages of a base always does this.
     pub erase: bool,
     /// A directory with room for a copy of a database that is not in WAL mode. The worker leaves
-    /// the hashes of all pages there, in [`PAGE_HASHES_FILE`].
+    /// the hashes of all pages there, in [`PAGE_HASHES_FILE`], and the list of all files, in
+    /// [`KNOWN_FILES_FILE`].
     pub scratch: PathBuf,
     /// The file of the [`super::baseline::BaselineFile`] that describes an earlier backup.
     pub known: Option<PathBuf>,
@@ -94,8 +101,8 @@ pub struct SaveRequest {
 pub struct ApplyRequest {
     /// The root of the target.
     pub target: PathBuf,
-    /// Holds `manifest.json` and, unless `dry_run` is set, the file of each record of the manifest,
-    /// named by the number of the record.
+    /// Holds `manifest.json`, `files.jsonl` and, unless `dry_run` is set, the file of each record of
+    /// that list, named by the number of the record.
     pub staging: PathBuf,
     /// The components to restore; `None` selects everything.
     pub only: Option<Vec<Component>>,
@@ -183,10 +190,14 @@ pub enum Message {
     Planned {
         bytes_total: u64,
     },
-    /// An entry of `record.entry_size()` bytes, which follow as data.
+    /// An entry of `record.entry_size()` bytes, which follow as data. If the record of a file that
+    /// is stored in full lacks its digest, `FileEnd` follows the data.
     Entry {
         record: FileRecord,
         owner: Owner,
+    },
+    FileEnd {
+        sha256: Sha256Digest,
     },
     /// A database that is stored in full. Its blocks follow, as content or as `Same`, until its
     /// size is reached. `DatabaseEnd` comes last.
@@ -199,13 +210,16 @@ pub enum Message {
         blocks: Vec<ContentHash>,
     },
     DatabaseEnd {
-        /// Hexadecimal.
-        sha256: String,
+        sha256: Sha256Digest,
         blocks: Blocks,
     },
-    /// A file that has not changed since the base. No content follows.
-    Unchanged {
+    /// A record without an entry: of a file whose content is as in the base, or that is deleted.
+    Unstored {
         record: FileRecord,
+    },
+    /// Files of that many bytes are as in the base in every respect.
+    Passed {
+        bytes: u64,
     },
     Saved(Saved),
     Applied(Applied),
@@ -248,7 +262,18 @@ pub struct Saved {
     /// The graph database is a file of 0 bytes.
     #[serde(default)]
     pub has_no_page: bool,
+    pub listed: Listed,
     pub warnings: Vec<Warning>,
+}
+
+/// What a backup describes as a whole, in whatever archive it is stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Listed {
+    pub summary: FileListSummary,
+    pub contents: Contents,
+    /// Number and size in bytes of all files.
+    pub total_files: u64,
+    pub total_bytes: u64,
 }
 
 /// The result of an `Apply`.

@@ -9,7 +9,7 @@ use std::{
 
 use kg_backup::internals::{
     Result,
-    archive::manifest::FileRecord,
+    archive::file_record::FileRecord,
     error::WarningCode,
     project::discover::Selection,
     util::{content_hash::ContentHash, operation::CancelToken},

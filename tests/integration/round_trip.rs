@@ -115,7 +115,7 @@ proptest! {
         let options = BackupOptions { compression: level, ..BackupOptions::default() };
         let backup = create_backup(&root, &store, &WorkerMode::InProcess, &options, &context).unwrap().backup;
         prop_assert_eq!(&backup.warnings, &vec![]);
-        prop_assert!(check_backup(&store, &backup.id, &context).unwrap().valid);
+        prop_assert!(check_backup(&store, &backup.id, false, &context).unwrap().valid);
         restore(&store, &backup.id, &WorkerMode::InProcess, &RestoreOptions::new(target.clone()), &context).unwrap();
 
         let count: u64 = Connection::open(target.join(".kg/knowledge.db")).unwrap()
@@ -141,7 +141,7 @@ proptest! {
         let options = BackupOptions { kind: BackupType::Incremental, ..options };
         let second = create_backup(&root, &store, &WorkerMode::InProcess, &options, &context).unwrap().backup;
         prop_assert_eq!(second.based_on.as_ref(), Some(&backup.id));
-        prop_assert!(check_backup(&store, &second.id, &context).unwrap().valid);
+        prop_assert!(check_backup(&store, &second.id, false, &context).unwrap().valid);
         let again = dir.path().join("again");
         restore(&store, &second.id, &WorkerMode::InProcess, &RestoreOptions::new(again.clone()), &context).unwrap();
         prop_assert_eq!(without_database(&again), without_database(&root));
@@ -155,7 +155,7 @@ proptest! {
         let lock = store.lock(options.lock_timeout, &context).unwrap();
         store.delete(&lock, &backup.id, true).unwrap();
         drop(lock);
-        prop_assert!(check_backup(&store, &third.id, &context).unwrap().valid);
+        prop_assert!(check_backup(&store, &third.id, false, &context).unwrap().valid);
         let alone = dir.path().join("alone");
         restore(&store, &third.id, &WorkerMode::InProcess, &RestoreOptions::new(alone.clone()), &context).unwrap();
         prop_assert_eq!(without_database(&alone), without_database(&root));

@@ -4,12 +4,11 @@ use jiff::Timestamp;
 
 use crate::{
     archive::{
-        manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
-        writer::{Totals, checksums},
+        manifest::{BackupType, FORMAT, MANIFEST_VERSION, Manifest, Stats, Tool},
+        writer::Totals,
     },
     config::backup_config::BackupOptions,
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
-    project::Component,
     store::{Store, good},
     worker::protocol::Saved,
 };
@@ -23,30 +22,25 @@ pub(super) fn describe(
     totals: Totals,
     saved: Saved,
 ) -> Manifest {
-    let files = || totals.files.iter().filter(|record| record.kind.is_file());
-    let holds = |component| files().any(|record| record.component == component);
+    let listed = saved.listed;
     Manifest {
-        version: FORMAT_VERSION.to_string(),
+        version: MANIFEST_VERSION.to_string(),
+        format: FORMAT,
         id: id.to_string(),
         kind,
         timestamp: at,
         description: options.description.clone(),
-        contents: Contents {
-            database: holds(Component::Database),
-            config: holds(Component::Config),
-            vectors: holds(Component::Vectors),
-            plugins: holds(Component::Plugins),
-        },
+        contents: listed.contents,
         stats: Stats {
-            total_files: files().count() as u64,
-            total_size: files().map(|record| record.size).sum(),
+            total_files: listed.total_files,
+            total_size: listed.total_bytes,
             compressed_size: totals.compressed_bytes,
             node_count: saved.node_count,
             edge_count: saved.edge_count,
             table_count: saved.table_count,
         },
-        checksums: checksums(&totals),
-        files: totals.files,
+        checksums: totals.checksums,
+        file_list: Some(listed.summary),
         integrity: saved.integrity,
         incomplete: saved
             .warnings
@@ -56,7 +50,6 @@ pub(super) fn describe(
         warnings: saved.warnings,
         based_on: None,
         based_on_checksum: None,
-        deleted: Vec::new(),
         compression: options.compression.name(),
         consolidated_from: None,
         safety_backup: options.is_safety_backup,

@@ -1,7 +1,6 @@
 //! Finds the base of an incremental backup, and checks that it can be one.
 
 use std::{
-    collections::HashSet,
     fs,
     io::BufWriter,
     path::{Path, PathBuf},
@@ -14,6 +13,7 @@ use crate::{
         block_digest::is_as_written,
         encryption::{Keys, read::Closed},
         errors::checksum_mismatch,
+        file_list::FileListSummary,
         manifest::{BackupType, DIGEST_PREFIX, Manifest},
         reader::{Discard, read_archive, unreadable},
         reuse::ReuseSource,
@@ -22,16 +22,13 @@ use crate::{
     commands::own_backups::own_backups,
     error::{Code, Error, Result},
     project::Project,
-    sqlite::page_hashes::PageFile,
     store::{Backup, Store, chain, described_beside, manifest_beside},
     util::{
         operation::{CancelToken, OperationContext, Phase},
         regular_file,
     },
-    worker::baseline::BaselineFile,
+    worker::known_files::KnownFiles,
 };
-
-const BASELINE_FILE: &str = "base.json";
 
 /// A backup that can be the base of an incremental one.
 pub struct IncrementalBase {
@@ -108,7 +105,7 @@ fn open(
         };
         manifest = match page_cache::manifest(project, &backup) {
             Some(kept) => kept,
-            None => read()?.into_manifest(&backup.path)?,
+            None => read()?.intact(&backup.path)?.0,
         };
         assert_same_readers(store.keys(), &backup, &manifest)?;
     }
@@ -210,45 +207,41 @@ impl IncrementalBase {
         keys: &Keys,
         context: &OperationContext,
     ) -> Result<PathBuf> {
-        if !page_cache::copy_hashes(project, &self.backup, scratch) {
-            let (hashes, path) = (
-                self.read_hashes(keys, context)?,
-                scratch.join(page_cache::HASHES_FILE),
-            );
-            let failed = |cause| Error::io("write", &path, cause);
-            hashes
-                .write(BufWriter::new(fs::File::create(&path).map_err(failed)?))
-                .map_err(failed)?;
-        }
-        write_baseline(&self.manifest, true, scratch)
+        let cached = self.manifest.file_list.filter(|summary| {
+            page_cache::copy_hashes(project, &self.backup, scratch)
+                && page_cache::copy_files(project, &self.backup, *summary, scratch)
+        });
+        let summary = match cached {
+            Some(summary) => summary,
+            None => self.read_chain(scratch, keys, context)?,
+        };
+        let written = page_cache::write_base(&self.manifest, summary, scratch)?;
+        written.ok_or_else(|| Error::internal("The list of the base was not written as it is"))
     }
 
-    /// Returns the paths that are in this backup and not in `newer`.
-    pub fn deleted(&self, newer: &Manifest) -> Vec<String> {
-        let kept: HashSet<&str> = newer
-            .files
-            .iter()
-            .map(|record| record.path.as_str())
-            .collect();
-        let paths = self
-            .manifest
-            .files
-            .iter()
-            .map(|record| record.path.as_str());
-        paths
-            .filter(|path| !kept.contains(path))
-            .map(str::to_string)
-            .collect()
-    }
-
-    /// Computes the page hashes of the base from its chain.
-    fn read_hashes(&self, keys: &Keys, context: &OperationContext) -> Result<PageFile> {
-        let (reports, hashes) = chain::hash_pages(&self.members, keys, context)?;
+    /// Computes the page hashes and the list of files of the base from its chain.
+    fn read_chain(
+        &self,
+        scratch: &Path,
+        keys: &Keys,
+        context: &OperationContext,
+    ) -> Result<FileListSummary> {
+        let (reports, state) = chain::read_state(&self.members, keys, context)?;
         for (report, link) in reports.into_iter().zip(&self.members) {
-            report.into_manifest(link)?;
+            report.intact(link)?;
         }
         let what = "the backups that it depends on do not match it";
-        hashes.ok_or_else(|| unusable(&self.backup, what))
+        let state = state.ok_or_else(|| unusable(&self.backup, what))?;
+        let hashes = scratch.join(page_cache::HASHES_FILE);
+        let create = |path: &Path| fs::File::create(path).map(BufWriter::new);
+        create(&hashes)
+            .and_then(|out| state.page_hashes().write(out))
+            .map_err(|cause| Error::io("write", &hashes, cause))?;
+        let files = scratch.join(page_cache::FILES_FILE);
+        create(&files)
+            .and_then(|out| KnownFiles::write(&state.files, out))
+            .map_err(|cause| Error::io("write", &files, cause))?;
+        Ok(state.files.summary())
     }
 }
 
@@ -281,15 +274,4 @@ pub fn reuse_source(
         }
     }
     Ok(None)
-}
-
-/// Writes the baseline of a backup whose page hashes are already in `scratch`.
-pub(super) fn write_baseline(
-    manifest: &Manifest,
-    leave_out: bool,
-    scratch: &Path,
-) -> Result<PathBuf> {
-    let path = scratch.join(BASELINE_FILE);
-    BaselineFile::new(manifest, page_cache::HASHES_FILE.to_string(), leave_out).write(&path)?;
-    Ok(path)
 }

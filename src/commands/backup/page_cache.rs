@@ -1,4 +1,5 @@
-//! Remembers the page hashes of the newest backup, in `.kg/cache/backup-pages/`.
+//! Remembers the newest backup for the next one, in `.kg/cache/backup-pages/`: the page hashes of
+//! its databases and its list of files.
 //!
 //! The cache of an encrypted backup also has its complete manifest, because the sidecar holds only
 //! the public part. The cache only saves time. If it is missing, damaged or belongs to another
@@ -11,20 +12,26 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::incremental_base::write_baseline;
 use crate::{
-    archive::{manifest::Manifest, reader::MAX_TEXT_BYTES},
+    archive::{file_list::FileListSummary, manifest::Manifest, reader::MAX_TEXT_BYTES},
     error::Result,
     project::{PAGE_CACHE_DIR, Project, STATE_DIR},
     sqlite::page_hashes::PageFile,
     store::{Backup, Store, described_beside, is_id},
     util::{atomic_file, hex::hex, regular_file},
+    worker::{baseline::BaselineFile, known_files::KnownFiles},
 };
 
 /// The name of the page hashes in a scratch directory.
 pub(super) const HASHES_FILE: &str = "base-page-hashes";
+/// The name of the list of files in a scratch directory.
+pub(super) const FILES_FILE: &str = "base-known-files";
+/// The name of what the worker is told about the base, in a scratch directory.
+const BASELINE_FILE: &str = "base.json";
 /// The suffix of a cached manifest, after the id of the backup.
 const MANIFEST_SUFFIX: &str = ".manifest";
+/// The suffix of a cached list of files.
+const FILES_SUFFIX: &str = ".files";
 
 /// Writes the baseline of the cached backup into `scratch`, for a full backup or a snapshot.
 /// A database whose pages are those of a sound backup is not checked again.
@@ -37,20 +44,62 @@ pub(super) fn load(
 ) -> Result<Option<(PathBuf, String)>> {
     let own = project.id();
     for backup in store.read()?.backups {
-        if copy_hashes(project, &backup, scratch) {
-            let manifest = if backup.encrypted {
-                manifest(project, &backup)
-            } else {
-                described_beside(&backup.path)?
-            };
-            let manifest = manifest.filter(|manifest| manifest.project.as_ref() == Some(&own));
-            let written = manifest
-                .map(|manifest| write_baseline(&manifest, false, scratch))
-                .transpose()?;
-            return Ok(written.map(|file| (file, backup.checksum)));
+        if !copy_hashes(project, &backup, scratch) {
+            continue;
         }
+        let manifest = if backup.encrypted {
+            manifest(project, &backup)
+        } else {
+            described_beside(&backup.path)?
+        };
+        let manifest = manifest.filter(|manifest| manifest.project.as_ref() == Some(&own));
+        let summary = manifest.as_ref().and_then(|manifest| manifest.file_list);
+        let Some((manifest, summary)) = manifest.zip(summary) else {
+            return Ok(None);
+        };
+        let files = regular_file::open(&files_file(project, &backup)).ok();
+        let Some(databases) = files.and_then(|files| KnownFiles::databases(files, summary)) else {
+            return Ok(None);
+        };
+        let baseline = BaselineFile::new(&manifest, databases, HASHES_FILE);
+        let path = scratch.join(BASELINE_FILE);
+        baseline.write(&path)?;
+        return Ok(Some((path, backup.checksum)));
     }
     Ok(None)
+}
+
+/// Writes the baseline of the base of an incremental backup, whose page hashes and list of files
+/// are already in `scratch`.
+pub(super) fn write_base(
+    manifest: &Manifest,
+    summary: FileListSummary,
+    scratch: &Path,
+) -> Result<Option<PathBuf>> {
+    let files = fs::File::open(scratch.join(FILES_FILE)).ok();
+    let Some(databases) = files.and_then(|files| KnownFiles::databases(files, summary)) else {
+        return Ok(None);
+    };
+    let baseline =
+        BaselineFile::new(manifest, databases, HASHES_FILE).with_known_files(FILES_FILE, summary);
+    let path = scratch.join(BASELINE_FILE);
+    baseline.write(&path)?;
+    Ok(Some(path))
+}
+
+/// Copies the cached list of files of `backup` into `scratch`. Returns `false` if there is none, or
+/// if it is not the one that the manifest describes.
+pub(super) fn copy_files(
+    project: &Project,
+    backup: &Backup,
+    expected: FileListSummary,
+    scratch: &Path,
+) -> bool {
+    let copy = || {
+        let kept = regular_file::open(&files_file(project, backup)).ok()?;
+        KnownFiles::copy(kept, fs::File::create(scratch.join(FILES_FILE)).ok()?)
+    };
+    copy() == Some(expected)
 }
 
 /// Copies the cached page hashes of `backup` into `scratch`. Returns `false` if there are none, or
@@ -67,9 +116,15 @@ pub(super) fn copy_hashes(project: &Project, backup: &Backup, scratch: &Path) ->
     matches!(taken(), Ok(Some(archive)) if archive == backup.checksum)
 }
 
-/// Replaces the cache with the page hashes of `backup`, which the worker wrote. An error is ignored,
-/// because the cache only saves time.
-pub(super) fn store(project: &Project, backup: &Backup, manifest: &Manifest, hashes: fs::File) {
+/// Replaces the cache with the page hashes and the list of files of `backup`, which the worker
+/// wrote. An error is ignored, because the cache only saves time.
+pub(super) fn store(
+    project: &Project,
+    backup: &Backup,
+    manifest: &Manifest,
+    hashes: fs::File,
+    files: fs::File,
+) {
     let path = cache_file(project, &backup.id);
     let Some(dir) = path.parent() else { return };
     let older: Vec<PathBuf> = fs::read_dir(dir)
@@ -78,13 +133,17 @@ pub(super) fn store(project: &Project, backup: &Backup, manifest: &Manifest, has
         .flatten()
         .map(|entry| entry.path())
         .collect();
-    let mut kept = vec![path.clone()];
+    let listed = files_file(project, backup);
+    let mut kept = vec![path.clone(), listed.clone()];
     let keep = || {
         atomic_file::create_dirs(dir).ok()?;
         atomic_file::sweep_partials(dir);
         if backup.encrypted {
             store_manifest(project, backup, manifest).ok()?;
         }
+        let mut file = atomic_file::TempFile::in_store(dir, None).ok()?;
+        KnownFiles::copy(files, &mut file)?;
+        file.persist(&listed).ok()?;
         let mut file = atomic_file::TempFile::in_store(dir, None).ok()?;
         PageFile::copy(hashes, &mut file, &backup.checksum).ok()??;
         file.persist(&path).ok()
@@ -95,7 +154,10 @@ pub(super) fn store(project: &Project, backup: &Backup, manifest: &Manifest, has
     kept.extend(backup.encrypted.then(|| manifest_file(project, backup)));
     let is_old = |old: &&PathBuf| {
         let name = old.file_name().unwrap_or_default().to_string_lossy();
-        !kept.contains(old) && is_id(name.strip_suffix(MANIFEST_SUFFIX).unwrap_or(&name))
+        let id = [MANIFEST_SUFFIX, FILES_SUFFIX]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix));
+        !kept.contains(old) && is_id(id.unwrap_or(&name))
     };
     for old in older.iter().filter(is_old) {
         let _ = atomic_file::remove(old);
@@ -137,6 +199,10 @@ pub(super) fn manifest(project: &Project, backup: &Backup) -> Option<Manifest> {
 
 fn manifest_file(project: &Project, backup: &Backup) -> PathBuf {
     cache_file(project, &format!("{}{MANIFEST_SUFFIX}", backup.id))
+}
+
+fn files_file(project: &Project, backup: &Backup) -> PathBuf {
+    cache_file(project, &format!("{}{FILES_SUFFIX}", backup.id))
 }
 
 fn cache_file(project: &Project, id: &str) -> PathBuf {

@@ -3,9 +3,13 @@
 use std::io::{self, BufRead, Read};
 
 use crate::{
-    archive::writer::{ArchiveWriter, DatabaseEntry},
+    archive::{
+        file_record::Storage,
+        writer::{ArchiveWriter, DatabaseEntry, EntryContent},
+    },
     error::Result,
     util::{
+        digest::Sha256Digest,
         operation::{OperationContext, Phase},
         progress::ByteProgress,
     },
@@ -35,6 +39,12 @@ pub(super) fn receive(
                     worker,
                     piece: Vec::new(),
                     taken: 0,
+                    digest: match record.stored {
+                        Storage::Full if record.kind.is_file() => record
+                            .sha256
+                            .map_or(ContentDigest::Follows, ContentDigest::Known),
+                        _ => ContentDigest::Unknown,
+                    },
                     progress: &progress,
                 };
                 // The worker also reads the pages that did not change.
@@ -45,10 +55,13 @@ pub(super) fn receive(
             Response::Message(Message::Database { record, owner }) => {
                 receive_database(worker, archive.begin_database(record, owner)?, &progress)?;
             }
-            Response::Message(Message::Unchanged { record }) => {
-                progress.advance(record.size)?;
-                archive.add_unchanged(record)?;
+            Response::Message(Message::Unstored { record }) => {
+                if record.stored == Storage::Unchanged {
+                    progress.advance(record.size)?;
+                }
+                archive.add_unstored(&record)?;
             }
+            Response::Message(Message::Passed { bytes }) => progress.advance(bytes)?,
             Response::Message(Message::Saved(saved)) => return Ok(saved),
             _ => return Err(protocol_violation()),
         }
@@ -80,7 +93,15 @@ struct EntryData<'a> {
     left: u64,
     piece: Vec<u8>,
     taken: usize,
+    digest: ContentDigest,
     progress: &'a ByteProgress,
+}
+
+/// Whether the worker sends the digest of an entry.
+enum ContentDigest {
+    Known(Sha256Digest),
+    Follows,
+    Unknown,
 }
 
 impl EntryData<'_> {
@@ -115,5 +136,22 @@ impl BufRead for EntryData<'_> {
 
     fn consume(&mut self, count: usize) {
         self.taken += count;
+    }
+}
+
+impl EntryContent for EntryData<'_> {
+    fn knows_sha256(&self) -> bool {
+        !matches!(self.digest, ContentDigest::Unknown)
+    }
+
+    fn sha256(&mut self) -> Result<Option<Sha256Digest>> {
+        match self.digest {
+            ContentDigest::Known(digest) => Ok(Some(digest)),
+            ContentDigest::Unknown => Ok(None),
+            ContentDigest::Follows => match self.worker.next()? {
+                Response::Message(Message::FileEnd { sha256 }) => Ok(Some(sha256)),
+                _ => Err(protocol_violation()),
+            },
+        }
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     util::{operation::OperationContext, threads::start_in},
     worker::{
         client::{Worker, WorkerMode},
-        protocol::{PAGE_HASHES_FILE, SaveRequest, Saved},
+        protocol::{KNOWN_FILES_FILE, PAGE_HASHES_FILE, SaveRequest, Saved},
     },
 };
 
@@ -82,7 +82,8 @@ impl Run<'_> {
             base,
             source,
         } = self.prepare(plan, &new)?;
-        let mut archive = ArchiveWriter::new(new.sink()?, options.compression, source)?;
+        let mut archive =
+            ArchiveWriter::new(new.sink()?, options.compression, source, new.scratch())?;
         let mut saved = self.receive(request, &mut archive, base)?;
         let own = self.project.id();
         let was_emptied = note_empty(&mut saved, &own, store)?;
@@ -90,7 +91,10 @@ impl Run<'_> {
             assert_complete(&saved.warnings, was_emptied)?;
         }
         let recipients = new.recipients()?;
+        let mut is_as_listed = true;
         let (manifest, written) = archive.finish(|totals| {
+            // The worker and the archive have computed the list of a full backup each on their own.
+            is_as_listed = base.is_some() || totals.file_list == saved.listed.summary;
             let mut manifest = describe(&new.id, at, plan.kind, options, totals, saved);
             manifest.project = Some(own);
             manifest.recipients = recipients;
@@ -99,17 +103,22 @@ impl Run<'_> {
             if let Some(base) = base {
                 manifest.based_on = Some(base.backup.id.clone());
                 manifest.based_on_checksum = Some(base.backup.checksum.clone());
-                manifest.deleted = base.deleted(&manifest);
             }
             manifest
         })?;
+        if !is_as_listed {
+            return Err(Error::internal(
+                "The archive does not contain what the worker listed",
+            ));
+        }
         self.context.cancel.check()?;
         // Opened here because `publish` removes the scratch directory.
-        let hashes = fs::File::open(new.scratch().join(PAGE_HASHES_FILE)).ok();
+        let open = |name: &str| fs::File::open(new.scratch().join(name)).ok();
+        let left = open(PAGE_HASHES_FILE).zip(open(KNOWN_FILES_FILE));
         let (backup, manifest) = new.publish(manifest, written)?;
         // A safety backup is never a base, so it must not replace the cache of one.
-        if let Some(hashes) = hashes.filter(|_| !options.is_safety_backup) {
-            page_cache::store(self.project, &backup, &manifest, hashes);
+        if let Some((hashes, files)) = left.filter(|_| !options.is_safety_backup) {
+            page_cache::store(self.project, &backup, &manifest, hashes, files);
         }
         Ok(SavedBackup {
             backup,

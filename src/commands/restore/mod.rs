@@ -8,6 +8,7 @@ mod staging;
 
 use std::{
     fs,
+    io::{BufWriter, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -17,6 +18,7 @@ use serde::Serialize;
 use self::staging::Staging;
 use crate::{
     archive::{
+        file_list::{FILE_LIST_ENTRY, ListWriter},
         filter::EntryFilter,
         manifest::{MANIFEST_ENTRY, Manifest},
     },
@@ -25,7 +27,11 @@ use crate::{
     error::{Error, Result, Warning, WarningCode},
     project::{Component, Project, STATE_DIR, pattern},
     sqlite::check::IntegrityStatus,
-    store::{Store, chain, lacks},
+    store::{
+        Store,
+        chain::{self, Unpacked},
+        lacks,
+    },
     system::paths,
     util::{
         operation::{OperationContext, Phase},
@@ -94,6 +100,9 @@ pub struct RestoreResult {
     pub safety_copy: Option<PathBuf>,
     pub warnings: Vec<Warning>,
     pub duration_ms: u64,
+    /// The path of the graph database in the backup, relative to the root.
+    #[serde(skip)]
+    pub database: Option<String>,
     /// The manifest inside the archive.
     #[serde(skip)]
     pub manifest: Manifest,
@@ -144,7 +153,11 @@ fn restore_through(
     if !options.dry_run {
         warnings.extend(recover(worker_mode, target, options, context)?);
     }
-    let manifest = unpack(&request, staging, store, options, context)?;
+    let Unpacked {
+        manifest, files, ..
+    } = unpack(&request, staging, store, options, context)?;
+    let database = files.graph_database().map(|record| record.path.clone());
+    drop(files);
     warnings.extend(request.unmatched_patterns(&manifest));
     let applied = apply(&request, staging, worker_mode, options, context)?;
     staging.succeeded();
@@ -168,6 +181,7 @@ fn restore_through(
         safety_copy: applied.safety_copy,
         warnings,
         duration_ms: duration_ms(began.elapsed()),
+        database,
         manifest,
     })
 }
@@ -240,15 +254,20 @@ fn unpack(
     store: &Store,
     options: &RestoreOptions,
     context: &OperationContext,
-) -> Result<Manifest> {
+) -> Result<Unpacked> {
     let held = staging.held_path();
     let unpack_to = (!options.dry_run).then_some(held.as_path());
-    let plan = chain::plan(&request.archive, &request.filter, store.keys(), context)?;
-    let manifest = chain::unpack(&plan, unpack_to, store.keys(), context)?.manifest;
-    assert_holds(store, &manifest, &request.filter, options)?;
-    write_manifest(&held, &manifest)?;
-    staging.sync(manifest.files.len())?;
-    Ok(manifest)
+    let unpacked = chain::unpack(
+        &request.archive,
+        &request.filter,
+        unpack_to,
+        store.keys(),
+        context,
+    )?;
+    assert_holds(store, &unpacked, &request.filter, options)?;
+    describe(&held, &unpacked)?;
+    staging.sync(unpacked.files.records().len())?;
+    Ok(unpacked)
 }
 
 /// Has the worker put the unpacked files into place.
@@ -347,11 +366,13 @@ fn of_another_project(target: &Path, manifest: &Manifest) -> Option<Warning> {
 /// Fails if the backup contains nothing of what is to be restored.
 fn assert_holds(
     store: &Store,
-    manifest: &Manifest,
+    Unpacked {
+        manifest, files, ..
+    }: &Unpacked,
     filter: &EntryFilter,
     options: &RestoreOptions,
 ) -> Result<()> {
-    if filter.is_everything() || !filter.select(manifest).is_empty() {
+    if filter.is_everything() || !filter.select(files).is_empty() {
         return Ok(());
     }
     let parts = options
@@ -370,7 +391,7 @@ fn assert_holds(
     let remedy = match other {
         Some(other) => format!("Restore {}, which contains some", other.id),
         None => {
-            "Paths start with `.kg`; the manifest lists them. To choose another backup, run `kg diag backup \
+            "Paths start with `.kg`; the list `files.jsonl` in the archive has them. To choose another backup, run `kg diag backup \
              --list`"
                 .into()
         }
@@ -381,7 +402,18 @@ fn assert_holds(
     ))
 }
 
-fn write_manifest(staging: &Path, manifest: &Manifest) -> Result<()> {
+/// Writes the manifest and the list of files for the worker.
+fn describe(staging: &Path, unpacked: &Unpacked) -> Result<()> {
     let path = staging.join(MANIFEST_ENTRY);
-    fs::write(&path, manifest.to_json()).map_err(|cause| Error::io("write", &path, cause))
+    fs::write(&path, unpacked.manifest.to_json())
+        .map_err(|cause| Error::io("write", &path, cause))?;
+    let path = staging.join(FILE_LIST_ENTRY);
+    let list = || {
+        let mut list = ListWriter::new(BufWriter::new(fs::File::create(&path)?));
+        for record in unpacked.files.records() {
+            list.push(record)?;
+        }
+        list.out().flush()
+    };
+    list().map_err(|cause| Error::io("write", &path, cause))
 }

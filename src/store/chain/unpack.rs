@@ -1,12 +1,12 @@
 //! Assembles the state that a chain describes.
 //!
 //! ```text
-//! manifests, newest first ─▶ entries that the newest state needs ─▶ archives, full first ─▶ files
+//! archives, full first ─▶ entries, each under its number ─▶ the newest of each path ─▶ files
 //! ```
 //!
 //! A file comes from the newest archive that stores all of it, with the pages that later archives
-//! changed. Nothing else is unpacked. However, every archive is read to its end and verified, and
-//! each record is checked against the archive before it.
+//! changed. Every archive is read to its end and verified, and its list of files is checked against
+//! the archive before it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,20 +17,23 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{broken, hash_pages, walk};
+use super::{broken, describes, members, next_list, read_state};
 use crate::{
     archive::{
         delta,
         encryption::Keys,
         extract::Unpacking,
+        file_list::FileList,
+        file_record::{FileRecord, Owner, Storage},
         filter::EntryFilter,
-        manifest::{DIGEST_PREFIX, FileRecord, Manifest, Owner, Storage},
+        look_ahead,
+        manifest::{DIGEST_PREFIX, FIRST_FORMAT, Manifest},
         reader::read_archive,
     },
     error::{Error, Result},
-    store::manifest_beside,
+    store::{described_beside, manifest_beside},
     util::{
-        hex::hex,
+        digest::Sha256Digest,
         operation::{OperationContext, Phase},
         progress::ByteProgress,
     },
@@ -38,118 +41,111 @@ use crate::{
 
 const PIECE_BYTES: usize = 1 << 20;
 
-/// The members of a chain, full backup first, and the entries to unpack from each.
-pub struct Plan {
-    members: Vec<Member>,
-}
-
-struct Member {
-    archive: PathBuf,
-    /// Names of entries. `None` means all of them, because a manifest that names them cannot be
-    /// read yet.
-    wanted: Option<HashSet<String>>,
-}
-
 /// The unpacked state of a project.
 pub struct Unpacked {
     pub manifest: Manifest,
-    /// The owner for each record of the manifest. Empty if a chain of several archives was only
+    /// Everything that the backup describes, whether or not it was picked.
+    pub files: FileList,
+    /// The owner for each record of the list. Empty if a chain of several archives was only
     /// verified.
     pub owners: Vec<Owner>,
 }
 
-/// Plans what to unpack for the part of `archive` that `pick` selects.
-///
-/// The plan relies on manifests that are verified only when the archives are read. An encrypted
-/// archive lists its content only inside. From the newest encrypted member down to the full backup,
-/// everything is therefore unpacked.
-pub fn plan(
+/// Unpacks what `pick` selects of `archive` and its chain into `dir`, each file under the number of
+/// its record. Without `dir`, only verifies the archives.
+pub fn unpack(
     archive: &Path,
     pick: &EntryFilter,
-    keys: &Keys,
-    context: &OperationContext,
-) -> Result<Plan> {
-    let mut needed: Option<HashSet<String>> = None;
-    let (mut wanted, mut is_told) = (Vec::new(), true);
-    let members = walk(archive, keys, context, |manifest| {
-        is_told &= manifest
-            .as_ref()
-            .is_some_and(|manifest| !manifest.encrypted);
-        let Some(manifest) = manifest.filter(|_| is_told) else {
-            return wanted.push(None);
-        };
-        let needed = needed.get_or_insert_with(|| {
-            let files = pick
-                .select(&manifest)
-                .into_iter()
-                .filter(|(_, record)| record.kind.is_file());
-            files.map(|(_, record)| record.path.clone()).collect()
-        });
-        wanted.push(Some(wanted_of(&manifest, needed)));
-    })?;
-    wanted.reverse();
-    let members = members
-        .into_iter()
-        .zip(wanted)
-        .map(|(archive, wanted)| Member { archive, wanted });
-    Ok(Plan {
-        members: members.collect(),
-    })
-}
-
-/// Returns the entries that an archive stores for the paths in `needed`. Removes the paths that
-/// earlier archives need not provide.
-fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<String> {
-    let files = manifest
-        .files
-        .iter()
-        .filter(|record| record.kind.is_file() && needed.contains(&record.path));
-    let (mut wanted, mut whole) = (HashSet::new(), Vec::new());
-    for record in files.filter(|record| record.stored != Storage::Unchanged) {
-        wanted.insert(record.entry.clone());
-        whole.extend((record.stored == Storage::Full).then_some(&record.path));
-    }
-    for path in whole {
-        needed.remove(path);
-    }
-    wanted
-}
-
-/// Unpacks the planned entries into `dir`, each file under the number of its record. Without `dir`,
-/// only verifies the archives.
-pub fn unpack(
-    plan: &Plan,
     dir: Option<&Path>,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Unpacked> {
-    match (plan.members.as_slice(), dir) {
-        ([], _) => Err(Error::internal("The chain has no members")),
-        ([only], dir) => {
-            let (mut unpacked, _) = read_member(only, dir, keys, context)?;
-            unpacked.owners.truncate(unpacked.manifest.files.len());
-            Ok(unpacked)
+    let members = members(archive, keys, context)?;
+    let Some(dir) = dir.filter(|_| members.len() > 1 || !pick.is_everything()) else {
+        return match (members.as_slice(), dir) {
+            ([only], dir) => whole(only, None, dir, keys, context),
+            (members, _) => check(members, keys, context),
+        };
+    };
+    let wanted = plan(&members, pick)?;
+    match (members.as_slice(), wanted.as_deref()) {
+        ([only], wanted) => {
+            let wanted = wanted.and_then(<[_]>::first);
+            whole(only, wanted, Some(dir), keys, context)
         }
-        (members, Some(dir)) => unpack_members(members, dir, keys, context),
-        (members, None) => check(members, keys, context),
+        (members, wanted) => unpack_members(members, wanted, dir, keys, context),
     }
 }
 
-/// Verifies all archives, and that the resulting database pages match the manifests.
-fn check(members: &[Member], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
-    let archives: Vec<PathBuf> = members
+/// Unpacks an archive that is a chain of its own.
+fn whole(
+    archive: &Path,
+    wanted: Option<&HashSet<String>>,
+    dir: Option<&Path>,
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<Unpacked> {
+    let (mut unpacked, _) = read_member(archive, wanted, dir, keys, context)?;
+    unpacked.owners.truncate(unpacked.files.records().len());
+    Ok(unpacked)
+}
+
+/// Returns the entries of each member that the picked part of the newest state needs. `None` if
+/// everything must be unpacked, because a list cannot be read ahead of its archive.
+///
+/// The plan relies on lists that are verified only when the archives are read.
+fn plan(members: &[PathBuf], pick: &EntryFilter) -> Result<Option<Vec<HashSet<String>>>> {
+    let mut lists = Vec::new();
+    let mut newest = FileList::default();
+    for member in members {
+        let (json, described) = (manifest_beside(member)?, described_beside(member)?);
+        let list = json.zip(described).and_then(|(json, manifest)| {
+            let list = look_ahead::file_list(member, &json, &manifest)?;
+            newest = next_list(std::mem::take(&mut newest), &manifest, list.clone()).ok()?;
+            Some(list)
+        });
+        let Some(list) = list else { return Ok(None) };
+        lists.push(list);
+    }
+    let picked = pick.select(&newest).into_iter();
+    let files = picked.filter(|(_, record)| record.kind.is_file());
+    let mut needed: HashSet<&str> = files.map(|(_, record)| record.path.as_str()).collect();
+    let mut wanted: Vec<_> = lists
         .iter()
-        .map(|member| member.archive.clone())
+        .rev()
+        .map(|list| wanted_of(list, &mut needed))
         .collect();
-    let (reports, hashes) = hash_pages(&archives, keys, context)?;
+    wanted.reverse();
+    Ok(Some(wanted))
+}
+
+/// Returns the entries that an archive stores for the paths in `needed`. Removes the paths that
+/// earlier archives need not provide.
+fn wanted_of(list: &FileList, needed: &mut HashSet<&str>) -> HashSet<String> {
+    let mut wanted = HashSet::new();
+    for record in list.records() {
+        if record.entry_size().is_some() && needed.contains(record.path.as_str()) {
+            wanted.insert(record.entry.clone());
+            if record.stored == Storage::Full {
+                needed.remove(record.path.as_str());
+            }
+        }
+    }
+    wanted
+}
+
+/// Verifies all archives, and that the resulting list and database pages match the manifests.
+fn check(members: &[PathBuf], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
+    let (reports, state) = read_state(members, keys, context)?;
     let manifests: Result<Vec<Manifest>> = reports
         .into_iter()
-        .zip(&archives)
-        .map(|(report, archive)| report.into_manifest(archive))
+        .zip(members)
+        .map(|(report, archive)| Ok(report.intact(archive)?.0))
         .collect();
-    match (manifests?.pop(), archives.last(), hashes) {
-        (Some(manifest), _, Some(_)) => Ok(Unpacked {
+    match (manifests?.pop(), members.last(), state) {
+        (Some(manifest), _, Some(state)) => Ok(Unpacked {
             manifest,
+            files: state.files,
             owners: Vec::new(),
         }),
         (_, newest, _) => {
@@ -163,45 +159,52 @@ fn check(members: &[Member], keys: &Keys, context: &OperationContext) -> Result<
 }
 
 fn unpack_members(
-    members: &[Member],
+    members: &[PathBuf],
+    wanted: Option<&[HashSet<String>]>,
     dir: &Path,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Unpacked> {
     let own_dir = |number: usize| dir.join(format!("member-{number}"));
-    let mut state = HashMap::new();
+    let mut state = State::default();
     let mut before: Option<String> = None;
     let mut newest = None;
     for (number, member) in members.iter().enumerate() {
         let own = own_dir(number);
         fs::create_dir(&own).map_err(|cause| Error::io("create", &own, cause))?;
-        let (unpacked, checksum) = read_member(member, Some(&own), keys, context)?;
+        let wanted = wanted.and_then(|wanted| wanted.get(number));
+        let (unpacked, checksum) = read_member(member, wanted, Some(&own), keys, context)?;
         if unpacked.manifest.based_on_checksum != before {
             return Err(broken(
-                &member.archive,
+                member,
                 "it was made from another archive of that name".into(),
             ));
         }
         before = Some(checksum);
-        state = next_state(state, &unpacked, &own, member)?;
-        newest = Some((unpacked.manifest, &member.archive));
+        let manifest = unpacked.manifest.clone();
+        state = state.next(unpacked, wanted, &own, member)?;
+        newest = Some((manifest, member));
     }
     let (manifest, archive) = newest.ok_or_else(|| Error::internal("The chain has no members"))?;
-    let mut owners = Vec::with_capacity(manifest.files.len());
-    for (number, record) in manifest.files.iter().enumerate() {
-        let content = state.remove(&record.path);
-        owners.push(content.as_ref().map_or((0, 0), |content| content.owner));
-        let Some(Content {
-            file: Some(file),
-            sha256: Some(digest),
-            assembled,
-            ..
-        }) = content
-        else {
+    let State {
+        files,
+        mut contents,
+    } = state;
+    if !describes(&manifest, &files) {
+        return Err(broken(
+            archive,
+            "its list of files does not match the backups before it".into(),
+        ));
+    }
+    let mut owners = Vec::with_capacity(files.records().len());
+    for (number, record) in files.records().iter().enumerate() {
+        let content = contents.remove(&record.path).unwrap_or_default();
+        owners.push(content.owner);
+        let Some(file) = content.file else {
             continue;
         };
-        if assembled {
-            assert_digest(record, &file, &digest, archive, context)?;
+        if content.assembled {
+            assert_digest(record, &file, archive, context)?;
         }
         fs::rename(&file, dir.join(number.to_string()))
             .map_err(|cause| Error::io("move", &file, cause))?;
@@ -209,21 +212,26 @@ fn unpack_members(
     for own in (0..members.len()).map(own_dir) {
         fs::remove_dir_all(&own).map_err(|cause| Error::io("remove", &own, cause))?;
     }
-    Ok(Unpacked { manifest, owners })
+    Ok(Unpacked {
+        manifest,
+        files,
+        owners,
+    })
 }
 
-/// Unpacks one archive. Returns its manifest, the owners of its entries, and its digest with the
-/// prefix.
+/// Unpacks one archive. The list is that of the archive, which may name only what changed. Also
+/// returns the digest of the archive with its prefix.
 fn read_member(
-    member: &Member,
+    archive: &Path,
+    wanted: Option<&HashSet<String>>,
     dir: Option<&Path>,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<(Unpacked, String)> {
-    let beside = manifest_beside(&member.archive)?;
-    let mut unpacking = Unpacking::new(dir, member.wanted.as_ref(), beside.as_deref());
+    let (beside, described) = (manifest_beside(archive)?, described_beside(archive)?);
+    let mut unpacking = Unpacking::new(dir, wanted, described.as_ref());
     let report = read_archive(
-        &member.archive,
+        archive,
         keys,
         beside.as_deref(),
         &mut unpacking,
@@ -231,94 +239,106 @@ fn read_member(
         Phase::Unpacking,
     )?;
     let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);
-    let manifest = report.into_manifest(&member.archive)?;
-    Ok((
-        Unpacked {
-            manifest,
-            owners: unpacking.into_owners(),
-        },
-        checksum,
-    ))
+    let (manifest, files) = report.intact(archive)?;
+    let unpacked = Unpacked {
+        manifest,
+        files,
+        owners: unpacking.into_owners(),
+    };
+    Ok((unpacked, checksum))
 }
 
 /// A file, directory or link at one member of a chain.
+#[derive(Default)]
 struct Content {
     /// `None` if nothing of it is unpacked.
     file: Option<PathBuf>,
-    /// Digest of a file; `None` for anything else.
-    sha256: Option<String>,
     owner: Owner,
     /// Whether pages were applied to the file, so that its digest must be checked.
     assembled: bool,
 }
 
-/// Computes the state at one member from the state before it and from its unpacked entries.
-fn next_state(
-    mut before: HashMap<String, Content>,
-    Unpacked { manifest, owners }: &Unpacked,
-    dir: &Path,
-    Member { archive, wanted }: &Member,
-) -> Result<HashMap<String, Content>> {
-    let mut state = HashMap::new();
-    let mut entry = 0;
-    for record in &manifest.files {
-        let number = entry;
-        entry += usize::from(record.stored != Storage::Unchanged);
-        let lost = |what: &str| broken(archive, format!("{} {what}", record.path));
-        let sha256 = match record.kind.is_file() {
-            true => Some(
-                manifest
-                    .content_digest(record)
-                    .ok_or_else(|| lost("has no digest"))?
-                    .to_string(),
-            ),
-            false => None,
-        };
-        let is_wanted = wanted
-            .as_ref()
-            .is_none_or(|wanted| wanted.contains(&record.entry));
-        let own = (is_wanted && record.kind.is_file()).then(|| dir.join(number.to_string()));
-        let owner = owners.get(number).copied().unwrap_or_default();
-        let mut base = || {
-            before
-                .remove(&record.path)
-                .ok_or_else(|| lost("is not in the backup before it"))
-        };
-        let content = match record.stored {
-            Storage::Full => Content {
-                file: own,
-                sha256,
-                owner,
-                assembled: false,
-            },
-            Storage::Unchanged => {
-                let content = base()?;
-                if content.sha256 != sha256 {
-                    return Err(lost("is different in the backup before it"));
+/// The state at one member of a chain.
+#[derive(Default)]
+struct State {
+    files: FileList,
+    contents: HashMap<String, Content>,
+}
+
+impl State {
+    /// Returns the state at the next member. `dir` holds its unpacked entries, each under its
+    /// number.
+    fn next(
+        mut self,
+        Unpacked {
+            manifest,
+            files,
+            owners,
+        }: Unpacked,
+        wanted: Option<&HashSet<String>>,
+        dir: &Path,
+        archive: &Path,
+    ) -> Result<State> {
+        let lists_all = manifest.based_on.is_none() || manifest.format == FIRST_FORMAT;
+        let mut before = std::mem::take(&mut self.contents);
+        let mut contents = HashMap::new();
+        let mut entry = 0;
+        for record in files.records() {
+            let number = entry;
+            entry += usize::from(record.entry_size().is_some());
+            let base = before.remove(&record.path);
+            let is_wanted = wanted.is_none_or(|wanted| wanted.contains(&record.entry));
+            let is_here = is_wanted && record.kind.is_file() && record.entry_size().is_some();
+            let own = is_here.then(|| dir.join(number.to_string()));
+            let content = match record.stored {
+                Storage::Full => {
+                    base.map_or(Ok(()), Content::remove)?;
+                    Some(Content {
+                        file: own,
+                        owner: owners.get(number).copied().unwrap_or_default(),
+                        assembled: false,
+                    })
                 }
-                content
-            }
-            Storage::Delta => {
-                let file = base()?.file;
-                if let (Some(database), Some(pages)) = (&file, own) {
-                    put_pages(record, database, &pages, archive)?;
-                    fs::remove_file(&pages).map_err(|cause| Error::io("remove", &pages, cause))?;
+                Storage::Unchanged => base,
+                Storage::Delta => {
+                    let base = base.unwrap_or_default();
+                    if let (Some(database), Some(pages)) = (&base.file, own) {
+                        put_pages(record, database, &pages, archive)?;
+                        fs::remove_file(&pages)
+                            .map_err(|cause| Error::io("remove", &pages, cause))?;
+                    }
+                    Some(Content {
+                        assembled: true,
+                        ..base
+                    })
                 }
-                Content {
-                    file,
-                    sha256,
-                    owner,
-                    assembled: true,
+                Storage::Deleted => {
+                    base.map_or(Ok(()), Content::remove)?;
+                    None
                 }
-            }
-        };
-        state.insert(record.path.clone(), content);
+            };
+            contents.extend(content.map(|content| (record.path.clone(), content)));
+        }
+        if lists_all {
+            before.into_values().try_for_each(Content::remove)?;
+        } else if contents.len() < before.len() {
+            before.extend(contents);
+            contents = before;
+        } else {
+            contents.extend(before);
+        }
+        let files = next_list(self.files, &manifest, files)
+            .map_err(|what| broken(archive, format!("its list of files {what}")))?;
+        Ok(State { files, contents })
     }
-    // Deletes files that were removed or replaced, to free disk space.
-    for file in before.into_values().filter_map(|content| content.file) {
-        fs::remove_file(&file).map_err(|cause| Error::io("remove", &file, cause))?;
+}
+
+impl Content {
+    /// Removes the file, to free disk space.
+    fn remove(self) -> Result<()> {
+        let Some(file) = self.file else { return Ok(()) };
+        fs::remove_file(&file).map_err(|cause| Error::io("remove", &file, cause))
     }
-    Ok(state)
 }
 
 fn put_pages(record: &FileRecord, database: &Path, pages: &Path, member: &Path) -> Result<()> {
@@ -348,7 +368,6 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, member: &Path) 
 fn assert_digest(
     record: &FileRecord,
     database: &Path,
-    digest: &str,
     member: &Path,
     context: &OperationContext,
 ) -> Result<()> {
@@ -366,14 +385,17 @@ fn assert_digest(
             break;
         }
     }
-    let found = hex(&hasher.finalize());
-    if found == digest {
+    let found = Sha256Digest::from(hasher.finalize());
+    if record.sha256 == Some(found) {
         return Ok(());
     }
+    let expected = record
+        .sha256
+        .map_or("nothing".into(), |digest| digest.to_string());
     Err(broken(
         member,
         format!(
-            "{} has SHA-256 {found} after it is assembled; the manifest says {digest}",
+            "{} has SHA-256 {found} after it is assembled; the manifest says {expected}",
             record.path
         ),
     ))
@@ -385,26 +407,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::archive::file_list::ListParser;
 
-    const STORED: [&str; 3] = ["whole", "base", "pages"];
+    const STORED: [&str; 4] = ["whole", "base", "pages", "deleted"];
 
-    /// Returns the manifest of a backup that stores each file in one of these ways; `None` stands
-    /// for a missing file.
-    fn manifest(stored: &[Option<usize>]) -> Manifest {
-        let record = |(number, how): (usize, &Option<usize>)| {
-            how.map(|how| {
-                json!({ "entry": format!("e{number}"), "path": format!("p{number}"), "stored": STORED[how], "component": "files",
-                    "size": 0, "mode": 0, "mtime": "2024-01-15T02:00:00Z" })
-            })
-        };
-        let files: Vec<_> = stored.iter().enumerate().filter_map(record).collect();
-        let contents =
-            json!({ "database": false, "config": false, "vectors": false, "plugins": false });
-        let stats = json!({ "totalFiles": 0, "totalSize": 0, "compressedSize": 0, "nodeCount": 0, "edgeCount": 0 });
-        let manifest = json!({ "version": "1.0.0", "id": "b", "type": "full", "timestamp": "2024-01-15T02:00:00Z", "contents": contents,
-            "stats": stats, "checksums": {}, "files": files, "integrity": { "status": "ok", "messages": [] },
-            "tool": { "name": "", "version": "" } });
-        serde_json::from_value(manifest).unwrap()
+    /// Returns the list of a backup that stores each file in one of these ways; `None` stands for a
+    /// file that is not listed.
+    fn list(stored: &[Option<usize>]) -> FileList {
+        let mut list = ListParser::default();
+        for (number, how) in stored.iter().enumerate() {
+            let Some(how) = how else { continue };
+            let record = json!({ "entry": format!("e{number}"), "path": format!("p{number}"),
+                "stored": STORED[*how], "component": "files", "size": 0, "mode": 0,
+                "mtime": "2024-01-15T02:00:00Z", "pages": { "pageSize": 512, "changed": 1, "root": "" } });
+            list.push(format!("{record}\n").as_bytes());
+        }
+        list.finish().unwrap()
     }
 
     proptest! {
@@ -412,18 +430,19 @@ mod tests {
 
         #[test]
         fn a_file_is_wanted_where_it_is_whole_and_its_pages_after_that_and_nowhere_else(
-            chain in prop::collection::vec(prop::collection::vec(prop::option::of(0..3_usize), 4), 1..12),
+            chain in prop::collection::vec(prop::collection::vec(prop::option::of(0..4_usize), 4), 1..12),
             picked in prop::collection::hash_set(0..4_usize, 0..5),
         ) {
-            let mut needed: HashSet<String> = picked.iter().map(|number| format!("p{number}")).collect();
+            let picked: Vec<String> = picked.iter().map(|number| format!("p{number}")).collect();
+            let mut needed: HashSet<&str> = picked.iter().map(String::as_str).collect();
             // Newest first.
             let wanted: Vec<HashSet<String>> =
-                chain.iter().map(|stored| wanted_of(&manifest(stored), &mut needed)).collect();
+                chain.iter().map(|stored| wanted_of(&list(stored), &mut needed)).collect();
             for number in 0..4 {
                 let whole = chain.iter().position(|stored| stored[number] == Some(0)).unwrap_or(chain.len());
                 for (member, stored) in chain.iter().enumerate() {
                     let has_some = matches!(stored[number], Some(0 | 2));
-                    let expected = picked.contains(&number) && member <= whole && has_some;
+                    let expected = picked.contains(&format!("p{number}")) && member <= whole && has_some;
                     prop_assert_eq!(wanted[member].contains(&format!("e{number}")), expected, "file {}, member {}", number, member);
                 }
             }

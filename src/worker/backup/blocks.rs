@@ -118,7 +118,7 @@ impl<'a> Hashes<'a> {
         let made = DatabaseHashes {
             pages: PageHashes::new(page_size_bytes),
             blocks,
-            sha256: String::new(),
+            sha256: None,
         };
         let is_alike = |known: &&DatabaseHashes| known.pages.page_size_bytes == page_size_bytes;
         Hashes {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     archive::{
         delta,
-        manifest::{Blocks, Pages, Storage},
+        file_record::{Blocks, FileRecord, Pages, Storage},
     },
     error::{Error, Result},
     project::{Component, discover::Source},
@@ -27,7 +27,9 @@ use crate::{
         scrub,
         snapshot::Snapshot,
     },
-    util::{content_hash::ContentHash, hex::hex, operation::CancelToken, threads::start_in},
+    util::{
+        content_hash::ContentHash, digest::Sha256Digest, operation::CancelToken, threads::start_in,
+    },
     worker::{
         baseline::Baseline,
         protocol::{DATA_CHUNK_BYTES, Message, ResponseSink},
@@ -43,7 +45,7 @@ impl Saving<'_> {
         let found = if self.looks_unchanged(source, &snapshot) {
             // The pages are those of a sound backup, so they are not checked again.
             if let Some(found) = self.pages(source, &mut snapshot, true, None)? {
-                self.saved.integrity.full_text &= found == Depth::All;
+                self.integrity.full_text &= found == Depth::All;
                 return Ok(());
             }
             let (_held, mut connection) = snapshot.into_connection();
@@ -147,9 +149,10 @@ impl Saving<'_> {
         looks_unchanged: bool,
         fast_check: Option<&mut FastCheck>,
     ) -> Result<Option<Depth>> {
+        let known = self.reach(source)?.map(|(record, _)| record);
         let hashes = match self.base.and_then(|base| base.hashes(&source.path)) {
             Some(base) => {
-                self.changed_pages(source, snapshot, base, looks_unchanged, fast_check)?
+                self.changed_pages(source, snapshot, base, known, looks_unchanged, fast_check)?
             }
             None => self.all_pages(source, snapshot, looks_unchanged, fast_check)?,
         };
@@ -177,11 +180,13 @@ impl Saving<'_> {
         let size = snapshot.size_bytes();
         let record = record(source, snapshot.metadata(), size);
         let owner = owner(snapshot.metadata());
-        self.responses
-            .message(Message::Database { record, owner })?;
+        self.responses.message(Message::Database {
+            record: record.clone(),
+            owner,
+        })?;
         // A smaller database shares a block with other files.
         let takes_over = self.takes_over && size >= self.block_bytes as u64;
-        let (pass, responses) = (self.pass(source, looks_unchanged), &mut *self.responses);
+        let (pass, responses) = (self.one_pass(source, looks_unchanged), &mut *self.responses);
         let mut same = Vec::new();
         let hashes = pass.read(snapshot, fast_check, &mut |block| {
             if takes_over && block.is_known {
@@ -196,8 +201,14 @@ impl Saving<'_> {
             responses.block(block.bytes, block.hash)
         })?;
         send_same(responses, &mut same)?;
-        let (sha256, blocks) = (hashes.sha256.clone(), Blocks::from(&hashes.blocks));
+        let (sha256, blocks) = (digest_of(&hashes)?, Blocks::from(&hashes.blocks));
+        let record = FileRecord {
+            sha256: Some(sha256),
+            blocks: Some(Box::new(blocks.clone())),
+            ..record
+        };
         responses.message(Message::DatabaseEnd { sha256, blocks })?;
+        self.listing.push(&record, None)?;
         Ok(hashes)
     }
 
@@ -208,12 +219,13 @@ impl Saving<'_> {
         source: &Source,
         snapshot: &mut Snapshot,
         base: &DatabaseHashes,
+        known: Option<&FileRecord>,
         looks_unchanged: bool,
         fast_check: Option<&mut FastCheck>,
     ) -> Result<DatabaseHashes> {
-        let hashes = self
-            .pass(source, looks_unchanged)
-            .read(snapshot, fast_check, &mut |_| Ok(()))?;
+        let hashes =
+            self.one_pass(source, looks_unchanged)
+                .read(snapshot, fast_check, &mut |_| Ok(()))?;
         let (page_size, size) = (snapshot.page_size_bytes(), snapshot.size_bytes());
         let (pages, base) = (&hashes.pages, &base.pages);
         let changed = pages.changed_since(base).unwrap_or_default();
@@ -222,26 +234,30 @@ impl Saving<'_> {
         let is_wrong = is_same
             && !self
                 .base
-                .is_some_and(|base| base.has(&source.path, size, &hashes.sha256));
+                .is_some_and(|base| base.has(&source.path, size, hashes.sha256));
         let is_other = base.page_size_bytes != page_size
             || delta::size_bytes(page_size, changed.len() as u64) >= size;
         if is_other || is_wrong {
             return self.all_pages(source, snapshot, false, None);
         }
         let mut record = record(source, snapshot.metadata(), size);
-        record.sha256 = Some(hashes.sha256.clone());
-        record.blocks = Some(Blocks::from(&hashes.blocks));
+        record.sha256 = Some(digest_of(&hashes)?);
+        record.blocks = Some(Box::new(Blocks::from(&hashes.blocks)));
         if is_same {
-            record.stored = Storage::Unchanged;
-            self.responses.message(Message::Unchanged { record })?;
+            if known == Some(&record) {
+                self.same(&record, None)?;
+            } else {
+                self.same_content(record, None)?;
+            }
             return Ok(hashes);
         }
+        self.listing.push(&record, None)?;
         record.stored = Storage::Delta;
-        record.pages = Some(Pages {
+        record.pages = Some(Box::new(Pages {
             page_size,
             changed: changed.len() as u64,
             root: pages.root(),
-        });
+        }));
         let owner = owner(snapshot.metadata());
         self.responses.message(Message::Entry { record, owner })?;
         let mut out = Chunks::new(|chunk| self.responses.data(chunk));
@@ -254,9 +270,9 @@ impl Saving<'_> {
         Ok(hashes)
     }
 
-    fn pass<'a>(&self, source: &'a Source, looks_unchanged: bool) -> Pass<'a>
+    fn one_pass<'s>(&self, source: &'s Source, looks_unchanged: bool) -> Pass<'s>
     where
-        Self: 'a,
+        Self: 's,
     {
         let reading = Reading {
             block_bytes: self.block_bytes,
@@ -300,10 +316,10 @@ impl Pass<'_> {
             take(block)
         })?;
         hashes.sha256 = match self.earlier {
-            None => hex(&whole.finalize()),
+            None => Some(whole.finalize().into()),
             Some(earlier) => match earlier.digest(self.path, snapshot.size_bytes(), &hashes.blocks)
             {
-                Some(digest) => digest.to_string(),
+                Some(digest) => Some(digest),
                 None => {
                     return Pass {
                         earlier: None,
@@ -315,6 +331,11 @@ impl Pass<'_> {
         };
         Ok(hashes)
     }
+}
+
+fn digest_of(hashes: &DatabaseHashes) -> Result<Sha256Digest> {
+    let missing = || Error::internal("A database was read without its digest");
+    hashes.sha256.ok_or_else(missing)
 }
 
 fn send_same(responses: &mut dyn ResponseSink, same: &mut Vec<ContentHash>) -> Result<()> {

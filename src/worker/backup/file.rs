@@ -5,17 +5,24 @@ use std::{
     io::{self, Read, Seek},
     os::unix::fs::MetadataExt,
     path::Path,
+    time::SystemTime,
 };
 
 use sha2::{Digest, Sha256};
 
-use super::{Saving, records::record};
+use super::{
+    Saving,
+    records::{owner, record},
+};
 use crate::{
-    archive::manifest::{FileRecord, Storage},
+    archive::file_record::FileRecord,
     error::{Error, Result},
     project::discover::Source,
-    util::{hex::hex, operation::CancelToken, regular_file},
-    worker::protocol::{DATA_CHUNK_BYTES, Message},
+    util::{digest::Sha256Digest, operation::CancelToken, regular_file},
+    worker::{
+        known_files::FileState,
+        protocol::{DATA_CHUNK_BYTES, Message},
+    },
 };
 
 /// Files up to this size are read completely before they are sent, so that a file that changes
@@ -45,6 +52,7 @@ impl Saving<'_> {
 
     fn whole_file(&mut self, source: &Source, from: &Path) -> Result<()> {
         for attempt in 1..=READ_ATTEMPTS {
+            let read_at = SystemTime::now();
             let (content, before, after) = match read_whole(from) {
                 Ok(read) => read,
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -57,23 +65,41 @@ impl Saving<'_> {
             if changed {
                 self.changed(source);
             }
-            let after = attributes(source, from, after);
-            let size = content.len() as u64;
-            let may_be_unchanged = self
-                .base
-                .is_some_and(|base| base.size(&source.path) == Some(size));
-            if may_be_unchanged
-                && self.is_unchanged(source, &after, size, &hex(&Sha256::digest(&content)))?
-            {
-                return Ok(());
-            }
-            self.entry(source, &after, size)?;
-            for chunk in content.chunks(DATA_CHUNK_BYTES) {
-                self.responses.data(chunk.to_vec())?;
-            }
-            return Ok(());
+            let state = (!changed).then(|| FileState::of(&after, read_at)).flatten();
+            let shown = attributes(source, from, after);
+            let record = FileRecord {
+                sha256: Some(Sha256Digest::of(&content)),
+                ..record(source, &shown, content.len() as u64)
+            };
+            return self.read_file(source, record, state, &shown, content);
         }
         Ok(())
+    }
+
+    /// Sends a file that was read completely.
+    fn read_file(
+        &mut self,
+        source: &Source,
+        record: FileRecord,
+        state: Option<FileState>,
+        found: &Metadata,
+        content: Vec<u8>,
+    ) -> Result<()> {
+        match self.reach(source)? {
+            Some((base, _)) if *base == record => self.same(&record, state),
+            Some((base, _)) if has_content(base, &record) => self.same_content(record, state),
+            _ => {
+                self.listing.push(&record, state)?;
+                self.responses.message(Message::Entry {
+                    record,
+                    owner: owner(found),
+                })?;
+                for chunk in content.chunks(DATA_CHUNK_BYTES) {
+                    self.responses.data(chunk.to_vec())?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Sends as many bytes as the file had when it was opened. If it shrank, zeros fill the rest.
@@ -84,32 +110,28 @@ impl Saving<'_> {
         found: &Metadata,
         shown: &Metadata,
     ) -> Result<()> {
-        if self
-            .base
-            .is_some_and(|base| base.size(&source.path) == Some(found.len()))
-        {
-            let mut whole = Sha256::new();
-            let hashed = io::copy(
-                &mut file.by_ref().take(found.len()),
-                &mut Hashing {
-                    whole: &mut whole,
-                    cancel: self.cancel,
-                },
-            );
-            let same_size =
-                hashed.map_err(|cause| Error::io("read", &source.absolute, cause))? == found.len();
-            self.cancel.check()?;
-            let after = file
-                .metadata()
-                .map_err(|cause| Error::io("read", &source.absolute, cause))?;
-            let is_still = same_size && !has_changed(found, &after);
-            if is_still && self.is_unchanged(source, shown, found.len(), &hex(&whole.finalize()))? {
-                return Ok(());
+        let base = self.reach(source)?.map(|(base, _)| base);
+        let plain = record(source, shown, found.len());
+        if let Some(base) = base.filter(|base| base.kind.is_file() && base.size == found.len()) {
+            let digest = self.digest_of(source, &mut file, found)?;
+            let record = FileRecord {
+                sha256: digest,
+                ..plain.clone()
+            };
+            if digest.is_some() && *base == record {
+                return self.same(&record, None);
+            }
+            if digest.is_some() && base.sha256 == digest {
+                return self.same_content(record, None);
             }
             file.rewind()
                 .map_err(|cause| Error::io("read", &source.absolute, cause))?;
         }
-        self.entry(source, shown, found.len())?;
+        self.responses.message(Message::Entry {
+            record: plain.clone(),
+            owner: owner(shown),
+        })?;
+        let mut whole = Sha256::new();
         let mut left = found.len();
         let mut shrank = false;
         while left > 0 {
@@ -125,6 +147,7 @@ impl Saving<'_> {
                 chunk.resize(most as usize, 0);
             }
             left -= chunk.len() as u64;
+            whole.update(&chunk);
             self.responses.data(chunk)?;
         }
         let after = file
@@ -133,31 +156,40 @@ impl Saving<'_> {
         if shrank || has_changed(found, &after) {
             self.changed(source);
         }
-        Ok(())
+        let sha256 = whole.finalize().into();
+        self.responses.message(Message::FileEnd { sha256 })?;
+        let record = FileRecord {
+            sha256: Some(sha256),
+            ..plain
+        };
+        self.listing.push(&record, None)
     }
 
-    /// If the file is unchanged since the base, sends that and returns `true`.
-    fn is_unchanged(
-        &mut self,
+    /// Returns the digest of a file, or `None` if it changed while it was read.
+    fn digest_of(
+        &self,
         source: &Source,
+        file: &mut File,
         found: &Metadata,
-        size: u64,
-        sha256: &str,
-    ) -> Result<bool> {
-        if !self
-            .base
-            .is_some_and(|base| base.has(&source.path, size, sha256))
-        {
-            return Ok(false);
-        }
-        let record = FileRecord {
-            stored: Storage::Unchanged,
-            sha256: Some(sha256.to_string()),
-            ..record(source, found, size)
+    ) -> Result<Option<Sha256Digest>> {
+        let failed = |cause| Error::io("read", &source.absolute, cause);
+        let mut whole = Sha256::new();
+        let mut hashing = Hashing {
+            whole: &mut whole,
+            cancel: self.cancel,
         };
-        self.responses.message(Message::Unchanged { record })?;
-        Ok(true)
+        let hashed = io::copy(&mut file.by_ref().take(found.len()), &mut hashing);
+        let hashed = hashed.map_err(failed)?;
+        self.cancel.check()?;
+        let after = file.metadata().map_err(failed)?;
+        let is_still = hashed == found.len() && !has_changed(found, &after);
+        Ok(is_still.then(|| whole.finalize().into()))
     }
+}
+
+/// Returns whether the base has a file with the content of `record`.
+fn has_content(base: &FileRecord, record: &FileRecord) -> bool {
+    base.kind.is_file() && (base.size, base.sha256) == (record.size, record.sha256)
 }
 
 struct Hashing<'a> {

@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use super::Saving;
+use super::{Counts, Saving};
 use crate::{
     error::{Result, Warning, WarningCode, first_and_more},
     integrity::rows,
@@ -14,11 +14,13 @@ impl Saving<'_> {
     /// Counts the rows and tables of the graph database. What cannot be read counts as 0.
     pub(super) fn count(&mut self, connection: &Connection) -> Result<()> {
         read_schema(connection, self.cancel)?;
-        self.saved.node_count = rows::count(connection, "nodes").unwrap_or(0);
-        self.saved.edge_count = rows::count(connection, "edges").unwrap_or(0);
-        self.saved.table_count = rows::table_count(connection).ok();
         let page_count = connection.query_row("PRAGMA page_count", [], |row| row.get::<_, u64>(0));
-        self.saved.has_no_page = page_count.is_ok_and(|count| count == 0);
+        self.counts = Counts {
+            nodes: rows::count(connection, "nodes").unwrap_or(0),
+            edges: rows::count(connection, "edges").unwrap_or(0),
+            tables: rows::table_count(connection).ok(),
+            has_no_page: page_count.is_ok_and(|count| count == 0),
+        };
         Ok(())
     }
 
@@ -29,8 +31,7 @@ impl Saving<'_> {
                 "Rows of {path} violate constraints of their table ({rows}). The backup contains \
                  them as they are; `kg diag integrity` lists them"
             );
-            self.saved
-                .warnings
+            self.warnings
                 .push(Warning::about(WarningCode::Constraint, path, message));
         }
         let found = Integrity::of(found, depth);
@@ -40,13 +41,12 @@ impl Saving<'_> {
             full_text,
             ..
         } = found;
-        let integrity = &mut self.saved.integrity;
+        let integrity = &mut self.integrity;
         integrity.full_text &= full_text;
         if let Some(left) = first_and_more(&not_checked) {
             let message =
                 format!("{path} was checked only in part: {left}. The backup contains all of it");
-            self.saved
-                .warnings
+            self.warnings
                 .push(Warning::about(WarningCode::NotChecked, path, message));
             if integrity.status == IntegrityStatus::Ok {
                 integrity.status = IntegrityStatus::Partial;
@@ -65,11 +65,10 @@ impl Saving<'_> {
     fn damaged(&mut self, path: &str, messages: Vec<String>) {
         let first = messages.first().map_or("", String::as_str);
         let message = format!("{path} is damaged ({first}). The backup contains it as it is");
-        self.saved
-            .warnings
+        self.warnings
             .push(Warning::about(WarningCode::SourceDamaged, path, message));
-        self.saved.integrity.status = IntegrityStatus::Failed;
-        self.saved.integrity.messages.extend(
+        self.integrity.status = IntegrityStatus::Failed;
+        self.integrity.messages.extend(
             messages
                 .into_iter()
                 .map(|message| format!("{path}: {message}")),
@@ -81,7 +80,7 @@ impl Saving<'_> {
             "{} was left out: it belongs to a transaction over several databases",
             source.path
         );
-        self.saved.warnings.push(Warning::about(
+        self.warnings.push(Warning::about(
             WarningCode::FileUnreadable,
             &source.path,
             message,
@@ -94,8 +93,7 @@ impl Saving<'_> {
             "SQLite ignores {path}-wal because its header is not valid. Commits in that file are not \
              in the backup"
         );
-        self.saved
-            .warnings
+        self.warnings
             .push(Warning::about(WarningCode::WalNotInUse, path, message));
     }
 
@@ -104,7 +102,7 @@ impl Saving<'_> {
             "{} changed while it was read. The backup may contain half of the change",
             source.path
         );
-        self.saved.warnings.push(Warning::about(
+        self.warnings.push(Warning::about(
             WarningCode::FileChanged,
             &source.path,
             message,

@@ -6,7 +6,8 @@
 //! | [`database`], [`blocks`] | send databases |
 //! | [`file`] | sends plain files |
 //! | [`unreadable`] | keeps what the base has of sources that cannot be read |
-//! | [`findings`], [`records`] | what the manifest says |
+//! | [`listing`], [`records`] | the list of files, and what differs from the base |
+//! | [`findings`] | what the manifest says |
 //!
 //! A database is closed as soon as its pages are sent and checked, so that its WAL can be
 //! checkpointed again.
@@ -15,31 +16,38 @@ mod blocks;
 mod database;
 mod file;
 mod findings;
+mod listing;
 mod plan;
 mod records;
 mod unreadable;
 
 use std::{
     collections::HashSet,
-    fs::{self, File, Metadata},
+    fs::{self, File},
     io::{self, BufWriter},
+    path::Path,
     time::Duration,
 };
 
 use rusqlite::Connection;
 
 use self::{
-    plan::{PlannedSource, SavePlan},
+    listing::{KnownFile, Listing, Passed},
+    plan::{Content, PlannedSource, SavePlan},
     records::{owner, record},
 };
 use super::{
     baseline::Baseline,
-    protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
+    known_files::FileState,
+    protocol::{KNOWN_FILES_FILE, Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     restore::lock_against_restores,
 };
 use crate::{
-    archive::manifest::{FileRecord, Storage},
-    error::{Error, Result},
+    archive::{
+        file_list::FileList,
+        file_record::{FileRecord, Storage},
+    },
+    error::{Error, Result, Warning},
     project::{
         Component, Project,
         discover::{Source, SourceKind},
@@ -49,11 +57,13 @@ use crate::{
         files::names_super_journal,
         page_hashes::PageFile,
         raw_copy::RawCopy,
-        snapshot::Capture,
     },
     util::operation::CancelToken,
     worker::protocol::ResponseSink,
 };
+
+/// The size of unchanged files that one message reports.
+const PASSED_AT_ONCE: u64 = 4 * 1024 * 1024;
 
 /// Sends everything that `request` asks for, and returns what the manifest says about it.
 pub fn save(
@@ -69,6 +79,7 @@ pub fn save(
     responses.message(Message::Planned {
         bytes_total: plan.bytes_total,
     })?;
+    let base = baseline.as_ref().and_then(Baseline::known_files);
     let mut saving = Saving {
         responses,
         cancel,
@@ -77,29 +88,24 @@ pub fn save(
         block_bytes: request.block_bytes,
         takes_over: request.takes_over,
         known: baseline.as_ref(),
-        base: baseline.as_ref().filter(|known| known.leaves_out()),
+        base: baseline.as_ref().filter(|_| base.is_some()),
+        base_files: base.map(|base| &base.files),
+        listing: Listing::new(&request.scratch.join(KNOWN_FILES_FILE), base)?,
+        passed_bytes: 0,
         hashes: PageFile::default(),
         entries: plan.entries,
-        saved: Saved {
-            integrity: Integrity::of(Findings::default(), Depth::All),
-            node_count: 0,
-            edge_count: 0,
-            table_count: None,
-            has_no_page: false,
-            warnings: plan.warnings,
-        },
+        integrity: Integrity::of(Findings::default(), Depth::All),
+        counts: Counts::default(),
+        warnings: plan.warnings,
     };
+    saving.keep_closed(&project, &request.selection)?;
     for planned in plan.sources {
         cancel.check()?;
         saving.send(planned)?;
     }
-    saving.keep_closed(&project, &request.selection)?;
+    saving.pass(None)?;
     saving.write_page_hashes(request)?;
-    if !request.check_source && saving.saved.integrity.status == IntegrityStatus::Ok {
-        saving.saved.integrity.status = IntegrityStatus::Skipped;
-        saving.saved.integrity.full_text = false;
-    }
-    Ok(saving.saved)
+    saving.finish()
 }
 
 /// A backup that is being sent.
@@ -114,31 +120,70 @@ struct Saving<'a> {
     known: Option<&'a Baseline>,
     /// The same, if this backup is incremental: what did not change is left out.
     base: Option<&'a Baseline>,
+    base_files: Option<&'a FileList>,
+    listing: Listing<'a>,
+    /// The size of files that are as in the base, as far as the client does not know it yet.
+    passed_bytes: u64,
     /// The page hashes of all databases so far.
     hashes: PageFile,
     /// The entry names that are in use in the archive.
     entries: HashSet<String>,
-    saved: Saved,
+    integrity: Integrity,
+    counts: Counts,
+    warnings: Vec<Warning>,
 }
 
-impl Saving<'_> {
-    fn send(&mut self, planned: PlannedSource) -> Result<()> {
-        let PlannedSource {
-            source,
-            content,
-            has_ignored_wal,
-        } = planned;
+/// What the graph database contains.
+#[derive(Default)]
+struct Counts {
+    nodes: u64,
+    edges: u64,
+    tables: Option<u64>,
+    has_no_page: bool,
+}
+
+impl<'a> Saving<'a> {
+    fn send(&mut self, PlannedSource { source, content }: PlannedSource) -> Result<()> {
         match content {
-            Some(Capture::Snapshot(snapshot)) => {
+            Content::Snapshot {
+                snapshot,
+                has_ignored_wal,
+            } => {
                 if has_ignored_wal {
                     self.ignored_wal(&source);
                 }
-                self.snapshot(&source, snapshot)
+                self.snapshot(&source, *snapshot)
             }
-            Some(Capture::Damaged(copy, error)) => self.damaged_database(&source, &copy, error),
-            None if source.kind == SourceKind::File => self.file(&source, &source.absolute),
-            None => self.node(&source),
+            Content::Damaged(copy, error) => self.damaged_database(&source, &copy, error),
+            Content::Companion(_copy, file) => self.companion(&source, &file),
+            Content::AtSource if source.kind == SourceKind::File => {
+                self.file(&source, &source.absolute)
+            }
+            Content::AtSource => self.node(&source),
         }
+    }
+
+    fn finish(mut self) -> Result<Saved> {
+        self.tell_passed()?;
+        if !self.check_source && self.integrity.status == IntegrityStatus::Ok {
+            self.integrity.status = IntegrityStatus::Skipped;
+            self.integrity.full_text = false;
+        }
+        let Counts {
+            nodes,
+            edges,
+            tables,
+            has_no_page,
+        } = self.counts;
+        Ok(Saved {
+            integrity: self.integrity,
+            node_count: nodes,
+            edge_count: edges,
+            table_count: tables,
+            has_no_page,
+            listed: self.listing.finish()?,
+            warnings: self.warnings,
+        })
     }
 
     /// Sends the files of a database that SQLite refuses, as they are.
@@ -150,18 +195,18 @@ impl Saving<'_> {
             self.count(&opened)?;
         }
         self.found(&source.path, found, Depth::All);
-        self.file(source, &copy.database())?;
-        for (suffix, file) in copy.companions() {
-            let companion = companion_of(source, suffix);
-            let names_super_journal = File::open(&file)
-                .is_ok_and(|journal| names_super_journal(&journal).unwrap_or(true));
-            if names_super_journal {
-                self.super_journal(&companion);
-            } else {
-                self.file(&companion, &file)?;
-            }
+        self.file(source, &copy.database())
+    }
+
+    /// Sends the WAL or journal of a damaged database.
+    fn companion(&mut self, source: &Source, file: &Path) -> Result<()> {
+        let names_super_journal =
+            File::open(file).is_ok_and(|journal| names_super_journal(&journal).unwrap_or(true));
+        if names_super_journal {
+            self.super_journal(source);
+            return Ok(());
         }
-        Ok(())
+        self.file(source, file)
     }
 
     /// Leaves the page hashes in the scratch directory, where the client takes them.
@@ -172,41 +217,76 @@ impl Saving<'_> {
         self.hashes.write(BufWriter::new(file)).map_err(failed)
     }
 
-    /// Announces an entry; `size` bytes of data follow it.
-    fn entry(&mut self, source: &Source, found: &Metadata, size: u64) -> Result<()> {
-        let record = record(source, found, size);
-        self.responses.message(Message::Entry {
-            record,
-            owner: owner(found),
+    /// Returns what the base has at the place of a source, after everything before it. The sources
+    /// come in the order of the list.
+    fn reach(&mut self, source: &Source) -> Result<Option<KnownFile<'a>>> {
+        let place = (source.component, source.path.as_str());
+        self.pass(Some(place))?;
+        Ok(self.listing.take(place.0, place.1))
+    }
+
+    /// Sends what the base has before that place, or before the end, and this backup has not.
+    fn pass(&mut self, until: Option<(Component, &str)>) -> Result<()> {
+        while let Some(passed) = self.listing.pass(until) {
+            match passed {
+                Passed::Deleted(record) => {
+                    let record = FileRecord {
+                        stored: Storage::Deleted,
+                        ..record.clone()
+                    };
+                    self.unstored(record)?;
+                }
+                Passed::Kept(base) => self.keep_under_free_name(base)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a record that is the same in the base.
+    fn same(&mut self, record: &FileRecord, state: Option<FileState>) -> Result<()> {
+        self.passed_bytes += record.size;
+        if self.passed_bytes >= PASSED_AT_ONCE {
+            self.tell_passed()?;
+        }
+        self.listing.push(record, state)
+    }
+
+    /// Adds the record of a file whose content is that of the base.
+    fn same_content(&mut self, record: FileRecord, state: Option<FileState>) -> Result<()> {
+        self.listing.push(&record, state)?;
+        self.unstored(FileRecord {
+            stored: Storage::Unchanged,
+            ..record
         })
+    }
+
+    fn unstored(&mut self, record: FileRecord) -> Result<()> {
+        self.responses.message(Message::Unstored { record })
+    }
+
+    fn tell_passed(&mut self) -> Result<()> {
+        let bytes = std::mem::take(&mut self.passed_bytes);
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.responses.message(Message::Passed { bytes })
     }
 
     /// Sends a directory or a link.
     fn node(&mut self, source: &Source) -> Result<()> {
-        match fs::symlink_metadata(&source.absolute) {
-            Ok(found) => {
-                let record = record(source, &found, 0);
-                if self.base.is_some_and(|base| base.has_node(&record)) {
-                    let record = FileRecord {
-                        stored: Storage::Unchanged,
-                        ..record
-                    };
-                    return self.responses.message(Message::Unchanged { record });
-                }
-                self.entry(source, &found, 0)
-            }
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(cause) => self.unreadable(source, &cause),
+        let found = match fs::symlink_metadata(&source.absolute) {
+            Ok(found) => found,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(cause) => return self.unreadable(source, &cause),
+        };
+        let record = record(source, &found, 0);
+        if self.reach(source)?.is_some_and(|(base, _)| *base == record) {
+            return self.same(&record, None);
         }
-    }
-}
-
-/// Returns the WAL or journal of a damaged database as a source of its own.
-fn companion_of(source: &Source, suffix: &str) -> Source {
-    Source {
-        path: format!("{}{suffix}", source.path),
-        entry: format!("{}{suffix}", source.entry),
-        kind: SourceKind::File,
-        ..source.clone()
+        self.listing.push(&record, None)?;
+        self.responses.message(Message::Entry {
+            record,
+            owner: owner(&found),
+        })
     }
 }

@@ -1,16 +1,23 @@
 //! Finds what is to be saved, and pins each database to a commit.
 
-use std::{collections::HashSet, fs, path::Path, time::Duration};
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
 
 use crate::{
-    error::{Result, Warning, WarningCode},
+    error::{Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
         discover::{Source, SourceKind, discover},
     },
     sqlite::{
         in_place,
-        snapshot::{self, Capture, Conditions},
+        raw_copy::RawCopy,
+        snapshot::{self, Capture, Conditions, Snapshot},
         wal_in_use,
     },
     util::operation::CancelToken,
@@ -26,12 +33,24 @@ pub(super) struct SavePlan {
     pub warnings: Vec<Warning>,
 }
 
-/// One source, with its content if that is a database.
 pub(super) struct PlannedSource {
     pub source: Source,
-    pub content: Option<Capture>,
-    /// SQLite ignores the WAL of this database, although it may contain commits.
-    pub has_ignored_wal: bool,
+    pub content: Content,
+}
+
+/// Where the content of a source is read.
+pub(super) enum Content {
+    /// At the path of the source.
+    AtSource,
+    Snapshot {
+        snapshot: Box<Snapshot>,
+        /// SQLite ignores the WAL of this database, although it may contain commits.
+        has_ignored_wal: bool,
+    },
+    /// A copy of a database that SQLite refuses.
+    Damaged(Rc<RawCopy>, Error),
+    /// The WAL or journal of such a database, in the copy.
+    Companion(Rc<RawCopy>, PathBuf),
 }
 
 impl SavePlan {
@@ -67,13 +86,43 @@ impl SavePlan {
                 captured => captured.transpose()?,
             };
             plan.bytes_total += size_bytes(&source, content.as_ref());
-            plan.sources.push(PlannedSource {
-                source,
-                content,
-                has_ignored_wal,
-            });
+            plan.add(source, content, has_ignored_wal);
         }
+        // The WAL of a damaged database need not come directly after it.
+        plan.sources
+            .sort_by(|one, other| one.source.order(&other.source));
         Ok(plan)
+    }
+
+    fn add(&mut self, source: Source, content: Option<Capture>, has_ignored_wal: bool) {
+        let content = match content {
+            None => Content::AtSource,
+            Some(Capture::Snapshot(snapshot)) => Content::Snapshot {
+                snapshot: Box::new(snapshot),
+                has_ignored_wal,
+            },
+            Some(Capture::Damaged(copy, error)) => {
+                let copy = Rc::new(copy);
+                for (suffix, file) in copy.companions() {
+                    self.sources.push(PlannedSource {
+                        source: companion_of(&source, suffix),
+                        content: Content::Companion(copy.clone(), file),
+                    });
+                }
+                Content::Damaged(copy, error)
+            }
+        };
+        self.sources.push(PlannedSource { source, content });
+    }
+}
+
+/// Returns the WAL or journal of a damaged database as a source of its own.
+fn companion_of(source: &Source, suffix: &str) -> Source {
+    Source {
+        path: format!("{}{suffix}", source.path),
+        entry: format!("{}{suffix}", source.entry),
+        kind: SourceKind::File,
+        ..source.clone()
     }
 }
 

@@ -5,7 +5,7 @@ use std::{fs::Metadata, os::unix::fs::MetadataExt};
 use jiff::Timestamp;
 
 use crate::{
-    archive::manifest::{EntryKind, FileRecord, Owner, Storage},
+    archive::file_record::{EntryKind, FileRecord, Owner, Storage},
     project::discover::{Source, SourceKind},
 };
 

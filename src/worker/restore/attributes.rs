@@ -15,7 +15,7 @@ use super::{
     target::{Target, parent},
 };
 use crate::{
-    archive::manifest::{EntryKind, FileRecord},
+    archive::file_record::{EntryKind, FileRecord},
     error::{Error, Result},
     project::names,
     util::{

@@ -64,6 +64,7 @@ pub use self::{
 use super::protocol::{Applied, ApplyRequest, UndoRequest, Undone};
 use crate::{
     archive::{
+        file_list::{FILE_LIST_ENTRY, FileList},
         filter::EntryFilter,
         manifest::{MANIFEST_ENTRY, Manifest},
     },
@@ -144,19 +145,19 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     } else {
         target.hold(staged_in)?
     };
-    let manifest = read_manifest(&staging, &request.staging)?;
+    let (manifest, files) = read_description(&staging, &request.staging)?;
     let picked = EntryFilter::new(
         &request.target,
         request.only.clone(),
         request.paths.as_deref(),
     )?
-    .select(&manifest);
+    .select(&files);
     let placements = placement::of_backup(
         &mut target,
         root,
         &staging,
         staged_in,
-        &manifest,
+        (&manifest, &files),
         &picked,
         &mut warnings,
     )?;
@@ -270,11 +271,15 @@ fn holds_something(state: &Path) -> bool {
     })
 }
 
-/// Reads the manifest. Messages call the directory `known_as`.
-fn read_manifest(staging: &Path, known_as: &Path) -> Result<Manifest> {
-    let read = fs::read(staging.join(MANIFEST_ENTRY));
-    let json = read.map_err(|cause| Error::io("read", &known_as.join(MANIFEST_ENTRY), cause))?;
-    Manifest::parse(&json, "the backup")
+/// Reads the manifest and the list of files. Messages call the directory `known_as`.
+fn read_description(staging: &Path, known_as: &Path) -> Result<(Manifest, FileList)> {
+    let failed = |name: &str, cause| Error::io("read", &known_as.join(name), cause);
+    let json = fs::read(staging.join(MANIFEST_ENTRY));
+    let json = json.map_err(|cause| failed(MANIFEST_ENTRY, cause))?;
+    let files = File::open(staging.join(FILE_LIST_ENTRY)).and_then(FileList::read);
+    let files = files.map_err(|cause| failed(FILE_LIST_ENTRY, cause))?;
+    let files = files.map_err(|what| Error::internal(format!("The list of files {what}")))?;
+    Ok((Manifest::parse(&json, "the backup")?, files))
 }
 
 fn target_exists(target: &Target, replaced: &[String]) -> Error {

@@ -20,12 +20,16 @@ use super::{
     target::{Target, not_ours, parent},
 };
 use crate::{
-    archive::manifest::{EntryKind, FileRecord, Manifest},
+    archive::{
+        file_list::FileList,
+        file_record::{EntryKind, FileRecord},
+        manifest::Manifest,
+    },
     error::{Code, Error, Result, Warning, WarningCode},
     project::{
         BACKUPS_DIR, CONFIG_FILE, Component, DEFAULT_DATABASE, STATE_DIR,
         database_path::{self, DatabasePath},
-        discover::{DATABASE_ENTRY, component_of},
+        entry_names::{DATABASE_ENTRY, component_of},
         exclude, names,
     },
     sqlite::files::{COMPANIONS, MAGIC},
@@ -63,14 +67,14 @@ pub fn of_backup<'a>(
     root: &Path,
     staging: &Path,
     staged_in: &OsStr,
-    manifest: &Manifest,
+    (manifest, files): (&Manifest, &FileList),
     picked: &[(usize, &'a FileRecord)],
     warnings: &mut Vec<Warning>,
 ) -> Result<Placements<'a>> {
-    let database = database_location(target, root, staging, manifest, picked, warnings)?;
+    let database = database_location(target, root, staging, files, picked, warnings)?;
     let staged_in = format!("{STATE_PREFIX}{}", staged_in.to_string_lossy());
     let folding = Folding::of(staging);
-    let databases = manifest.databases();
+    let databases = files.databases();
     let mut taken = HashSet::new();
     let mut placements = Placements {
         files: Vec::new(),
@@ -318,12 +322,12 @@ fn database_location(
     target: &mut Target,
     root: &Path,
     staging: &Path,
-    manifest: &Manifest,
+    files: &FileList,
     picked: &[(usize, &FileRecord)],
     warnings: &mut Vec<Warning>,
 ) -> Result<String> {
-    let record = manifest
-        .files
+    let record = files
+        .records()
         .iter()
         .find(|record| record.entry == DATABASE_ENTRY);
     let recorded = record
@@ -353,7 +357,7 @@ fn database_location(
         .map(|path| names::encode(Path::new(path)));
     let believed = |location: String| {
         let is_own = own_location.as_ref() == Some(&location);
-        assert_place_for_database(&location, is_own, staging, manifest)?;
+        assert_place_for_database(&location, is_own, staging, files)?;
         Ok(location)
     };
     match in_force {
@@ -443,7 +447,7 @@ fn assert_place_for_database(
     location: &str,
     is_own: bool,
     staging: &Path,
-    manifest: &Manifest,
+    files: &FileList,
 ) -> Result<()> {
     let refuse = |what: &str| Err(not_ours(location, what));
     let Some(path) = names::decode(location).filter(|path| names::stays_below(path)) else {
@@ -471,8 +475,8 @@ fn assert_place_for_database(
     if is_hidden(&path) {
         return refuse("is not a valid path for a database");
     }
-    let number = manifest
-        .files
+    let number = files
+        .records()
         .iter()
         .position(|record| record.entry == DATABASE_ENTRY);
     // A dry run unpacks nothing.
