@@ -115,6 +115,12 @@ export interface BackupConfig {
    */
   strict: boolean;
   /**
+   * Whether an incremental backup reads every file. Otherwise it does not read a file, except a
+   * database, whose size, times and inode are those of its base. A program that writes through a
+   * memory map, and some file systems, can change a file and leave these. Default: `false`.
+   */
+  forceRead: boolean;
+  /**
    * Patterns of files to leave out, with the syntax of a `.gitignore` in the project's root or in
    * `.kg`. Examples: `*.tmp`, `plugins/cache/`, `!keep.tmp`, or an absolute path inside the
    * project.
@@ -689,6 +695,7 @@ export interface CreateBackupOptions
         | 'excludePatterns'
         | 'checkSource'
         | 'strict'
+        | 'forceRead'
       >
     > {
   /** The type of the backup. Default: `backup.type` of `.kg/config.json`, else `'full'`. */
@@ -962,7 +969,8 @@ export interface Warning {
     | 'KG_WARN_EXCLUDE'
     | 'KG_WARN_KEY_EXPOSED'
     | 'KG_WARN_SETTINGS_CHANGED'
-    | 'KG_WARN_NOT_ENCRYPTED';
+    | 'KG_WARN_NOT_ENCRYPTED'
+    | 'KG_WARN_TIMESTAMPS';
   /** The text of the warning. */
   message: string;
   /**

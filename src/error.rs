@@ -482,6 +482,9 @@ pub enum WarningCode {
     /// encrypted.
     #[serde(rename = "KG_WARN_NOT_ENCRYPTED")]
     NotEncrypted,
+    /// A file changed, but its size and times did not.
+    #[serde(rename = "KG_WARN_TIMESTAMPS")]
+    Timestamps,
 }
 
 impl WarningCode {
@@ -512,6 +515,7 @@ impl WarningCode {
         WarningCode::KeyExposed,
         WarningCode::SettingsChanged,
         WarningCode::NotEncrypted,
+        WarningCode::Timestamps,
     ];
 
     /// Returns whether a backup with this warning lacks part of its project or may hold half of a

@@ -94,6 +94,9 @@ pub struct BackupArgs {
     /// Fail if a file cannot be read or changes during the backup, or if a database is damaged
     #[arg(long)]
     strict: bool,
+    /// Read every file for an incremental backup, also those that look unchanged
+    #[arg(long)]
+    force_read: bool,
     /// Do not check the saved database
     #[arg(long)]
     no_check: bool,
@@ -380,6 +383,7 @@ impl BackupArgs {
             compression_level: self.level,
             check_source: self.no_check.then_some(false),
             strict: self.strict.then_some(true),
+            force_read: self.force_read.then_some(true),
             lock_timeout: Some(self.waiting.timeout()),
             ..self.keep.set(settings)
         }

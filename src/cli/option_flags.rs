@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 /// The flags for each option of the API. An option that several flags set has all of them.
-const FLAGS: [(&str, &[&str]); 20] = [
+const FLAGS: [(&str, &[&str]); 21] = [
     ("backupDir", &["--backup-dir"]),
     ("basedOn", &["--base-backup"]),
     ("cascade", &["--cascade"]),
@@ -30,6 +30,7 @@ const FLAGS: [(&str, &[&str]); 20] = [
     ("projectRoot", &["--project"]),
     ("retentionDays", &["--retention-days"]),
     ("strict", &["--strict"]),
+    ("forceRead", &["--force-read"]),
     ("targetDir", &["--target"]),
 ];
 

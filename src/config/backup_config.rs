@@ -39,6 +39,7 @@ pub struct BackupConfig {
     pub compression_level: Option<u8>,
     pub check_source: Option<bool>,
     pub strict: Option<bool>,
+    pub force_read: Option<bool>,
     pub lock_timeout: Option<Duration>,
     pub undo_retention_days: Option<u32>,
     pub retention_days: Option<u32>,
@@ -78,6 +79,9 @@ pub struct BackupOptions {
     pub retention: Policy,
     /// Fails with `KG_INCOMPLETE` if the backup would lack a part of the project.
     pub strict: bool,
+    /// Makes an incremental backup read every file, also those whose size, times and inode are as in
+    /// its base.
+    pub force_read: bool,
     /// How many days the files that a restore replaced are kept for an undo.
     pub undo_retention_days: u32,
 }
@@ -99,6 +103,7 @@ impl Default for BackupOptions {
             lock_timeout: DEFAULT_LOCK_TIMEOUT,
             retention: Policy::default(),
             strict: false,
+            force_read: false,
             undo_retention_days: DEFAULT_UNDO_RETENTION_DAYS,
         }
     }
@@ -131,6 +136,7 @@ impl BackupConfig {
                 .and_then(|level| u8::try_from(level).ok()),
             check_source: settings.bool("backup.checkSource"),
             strict: settings.bool("backup.strict"),
+            force_read: settings.bool("backup.forceRead"),
             lock_timeout: None,
             undo_retention_days: None,
             retention_days: settings.retention_days(),
@@ -160,6 +166,7 @@ impl BackupConfig {
             compression_level: self.compression_level.or(lower.compression_level),
             check_source: self.check_source.or(lower.check_source),
             strict: self.strict.or(lower.strict),
+            force_read: self.force_read.or(lower.force_read),
             lock_timeout: self.lock_timeout.or(lower.lock_timeout),
             undo_retention_days: self.undo_retention_days.or(lower.undo_retention_days),
             retention_days: self.retention_days.or(lower.retention_days),
@@ -185,6 +192,7 @@ impl BackupConfig {
             lock_timeout: self.lock_timeout.unwrap_or(default.lock_timeout),
             retention: self.retention(),
             strict: self.strict.unwrap_or(default.strict),
+            force_read: self.force_read.unwrap_or(default.force_read),
             undo_retention_days: self
                 .undo_retention_days
                 .unwrap_or(default.undo_retention_days),

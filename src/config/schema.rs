@@ -189,6 +189,11 @@ pub const ALL: &[Key] = &[
         "fail if a backup would be incomplete [default: false]",
     ),
     key(
+        "backup.forceRead",
+        Rule::Bool,
+        "read every file for an incremental backup, also those that look unchanged [default: false]",
+    ),
+    key(
         "backup.encrypt",
         Rule::Bool,
         "encrypt new backups [default: false]",

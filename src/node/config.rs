@@ -49,6 +49,7 @@ pub struct Config {
     max_chain_length: Option<f64>,
     undo_retention_days: Option<f64>,
     strict: Option<bool>,
+    force_read: Option<bool>,
     schedule: Option<String>,
     storage_options: Option<Value>,
     encryption: Option<Encryption>,
@@ -97,6 +98,7 @@ impl Config {
             exclude_patterns: self.exclude_patterns.clone(),
             check_source: self.check_source,
             strict: self.strict,
+            force_read: self.force_read,
             ..BackupConfig::default()
         })
     }

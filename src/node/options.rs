@@ -120,6 +120,7 @@ pub struct CreateOptions {
     compression_level: Option<f64>,
     check_source: Option<bool>,
     strict: Option<bool>,
+    force_read: Option<bool>,
     based_on: Option<String>,
     encrypt: Option<bool>,
 }
@@ -142,6 +143,7 @@ impl CreateOptions {
             compression_level: compression_level(self.compression_level)?,
             check_source: self.check_source,
             strict: self.strict,
+            force_read: self.force_read,
             ..BackupConfig::default()
         };
         let options = configured::options(

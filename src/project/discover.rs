@@ -14,7 +14,7 @@
 use std::{
     cmp::Ordering,
     collections::HashSet,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{self, DirEntry, FileType},
     io::{self, Read},
     path::{Path, PathBuf},
@@ -26,6 +26,7 @@ use super::{
     Component, DEFAULT_DATABASE, Project, STATE_DIR, database_path,
     entry_names::{DATABASE_ENTRY, component_of, entry_name},
     exclude,
+    file_state::FoundFile,
     names::{self, path_order},
     same_file,
 };
@@ -96,6 +97,8 @@ pub struct Source {
     pub entry: String,
     pub component: Component,
     pub kind: SourceKind,
+    /// A plain file as the walk found it.
+    pub found: Option<FoundFile>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,11 +122,15 @@ impl Source {
     }
 }
 
+/// Tells whether a file is known to be plain, so that its header need not be read.
+pub type IsPlain<'a> = &'a dyn Fn(Component, &str, &FoundFile) -> bool;
+
 /// Finds the sources of a backup. The graph database comes first. Fails with `KG_NO_DATABASE` if
 /// there is none.
 pub fn discover(
     project: &Project,
     selection: &Selection,
+    is_plain: IsPlain<'_>,
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<Source>> {
     let graph = graph_database(project, warnings)?;
@@ -135,6 +142,7 @@ pub fn discover(
             selection,
             exclusion,
             graph: &graph,
+            is_plain,
             found: Vec::new(),
             warnings,
         };
@@ -213,6 +221,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
         entry: DATABASE_ENTRY.to_string(),
         component: Component::Database,
         kind: SourceKind::Database,
+        found: None,
     };
     Ok(Graph {
         source,
@@ -241,6 +250,7 @@ struct ProjectWalk<'a> {
     selection: &'a Selection,
     exclusion: exclude::Exclusion,
     graph: &'a Graph,
+    is_plain: IsPlain<'a>,
     found: Vec<Source>,
     warnings: &'a mut Vec<Warning>,
 }
@@ -248,7 +258,9 @@ struct ProjectWalk<'a> {
 impl ProjectWalk<'_> {
     /// Walks `directory`. `path` is the same directory relative to the root.
     fn directory(&mut self, directory: &Path, path: &str) {
-        for entry in self.entries(directory, path) {
+        let entries = self.entries(directory, path);
+        let companions = companions_among(&entries);
+        for entry in entries {
             let name = entry.file_name();
             let child = format!("{path}/{}", names::encode(Path::new(&name)));
             let location = Path::new(path).join(&name);
@@ -256,7 +268,7 @@ impl ProjectWalk<'_> {
                 // The code that saves the file reports that it cannot be read.
                 if !self.exclusion.excludes(&location, false) {
                     let component = component_of(&child, false);
-                    self.add(child, entry.path(), component, SourceKind::File);
+                    self.add(child, entry.path(), component, SourceKind::File, None);
                 }
                 continue;
             };
@@ -264,7 +276,7 @@ impl ProjectWalk<'_> {
                 continue;
             }
             if names::stays_below(&location) {
-                self.entry(entry.path(), child, kind);
+                self.entry(&entry, child, kind, &companions);
             } else {
                 let message = format!(
                     "{child} was left out: on other systems its name leads out of the project"
@@ -274,10 +286,15 @@ impl ProjectWalk<'_> {
         }
     }
 
-    /// Lists a directory. A directory that cannot be read is empty and causes a warning.
+    /// Lists a directory in the order of an archive. A directory that cannot be read is empty and
+    /// causes a warning.
     fn entries(&mut self, directory: &Path, path: &str) -> Vec<DirEntry> {
         let entries = fs::read_dir(directory).and_then(Iterator::collect);
-        entries.unwrap_or_else(|cause: io::Error| {
+        let sorted = |mut entries: Vec<DirEntry>| {
+            entries.sort_by_cached_key(DirEntry::file_name);
+            entries
+        };
+        entries.map(sorted).unwrap_or_else(|cause: io::Error| {
             // A directory that was removed during the walk is no longer part of the project.
             if cause.kind() != io::ErrorKind::NotFound {
                 self.warn(
@@ -308,21 +325,25 @@ impl ProjectWalk<'_> {
         self.exclusion.excludes(location, kind.is_dir()) || is_by_product
     }
 
-    /// Adds an entry according to its type.
-    fn entry(&mut self, absolute: PathBuf, child: String, kind: FileType) {
+    /// Adds an entry according to its type. `companions` are the names in its directory that may be
+    /// those of a WAL or journal.
+    fn entry(
+        &mut self,
+        entry: &DirEntry,
+        child: String,
+        kind: FileType,
+        companions: &HashSet<OsString>,
+    ) {
+        let absolute = entry.path();
         if kind.is_dir() {
             let component = component_of(&child, true);
             if self.wants(component) {
-                self.add(
-                    child.clone(),
-                    absolute.clone(),
-                    component,
-                    SourceKind::Directory,
-                );
-                self.directory(&absolute, &child);
+                let (at, directory) = (child.clone(), absolute.clone());
+                self.add(child, absolute, component, SourceKind::Directory, None);
+                self.directory(&directory, &at);
             }
         } else if kind.is_file() {
-            self.file(absolute, child);
+            self.file(entry, child, companions);
         } else if kind.is_symlink() {
             self.link(absolute, child);
         } else {
@@ -334,7 +355,14 @@ impl ProjectWalk<'_> {
         }
     }
 
-    fn add(&mut self, path: String, absolute: PathBuf, component: Component, kind: SourceKind) {
+    fn add(
+        &mut self,
+        path: String,
+        absolute: PathBuf,
+        component: Component,
+        kind: SourceKind,
+        found: Option<FoundFile>,
+    ) {
         let entry = entry_name(&path, component);
         self.found.push(Source {
             path,
@@ -342,18 +370,43 @@ impl ProjectWalk<'_> {
             entry,
             component,
             kind,
+            found,
         });
     }
 
-    fn file(&mut self, absolute: PathBuf, path: String) {
+    fn file(&mut self, entry: &DirEntry, path: String, companions: &HashSet<OsString>) {
         let component = component_of(&path, false);
-        let is_saved_already = self.is_graph(&absolute) || self.belongs_to_graph(&absolute);
-        if !self.wants(component) || is_saved_already || belongs_to_database(&absolute) {
+        let (absolute, name) = (entry.path(), entry.file_name());
+        let is_companion = companions.contains(&name);
+        let is_saved_already =
+            self.is_graph(&absolute) || is_companion && self.belongs_to_graph(&absolute);
+        if !self.wants(component)
+            || is_saved_already
+            || is_companion && belongs_to_database(&absolute)
+        {
             return;
         }
-        match starts_like_sqlite(&absolute) {
-            Ok(true) => self.add(path, absolute, component, SourceKind::Database),
-            Ok(false) if is_orphan(&absolute) => {
+        let found = match entry.metadata() {
+            Ok(found) => Some(FoundFile::new(&found)),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return,
+            // The code that saves the file reports that it cannot be read.
+            Err(_) => None,
+        };
+        // A database that was truncated has no header, but still has its WAL or journal.
+        let has_companion = COMPANIONS.iter().any(|suffix| {
+            let companion = companion(Path::new(&name), suffix);
+            companions.contains(companion.as_os_str())
+        });
+        let is_plain =
+            !has_companion && found.is_some_and(|found| (self.is_plain)(component, &path, &found));
+        let is_database = match is_plain {
+            true => Ok(false),
+            false => starts_with(&absolute, &[MAGIC])
+                .map(|starts| starts || has_companion && is_cut_off(&absolute)),
+        };
+        match is_database {
+            Ok(true) => self.add(path, absolute, component, SourceKind::Database, None),
+            Ok(false) if is_companion && is_orphan(&absolute) => {
                 let message = format!(
                     "{path} is the WAL or journal of a database that no longer exists, and was \
                      left out"
@@ -362,7 +415,7 @@ impl ProjectWalk<'_> {
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             // The code that saves the file reports that it cannot be read.
-            Ok(false) | Err(_) => self.add(path, absolute, component, SourceKind::File),
+            Ok(false) | Err(_) => self.add(path, absolute, component, SourceKind::File, found),
         }
     }
 
@@ -389,7 +442,7 @@ impl ProjectWalk<'_> {
             Ok(target) => target,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return,
             // The code that saves the file reports that it cannot be read.
-            Err(_) => return self.add(path, absolute, component, SourceKind::File),
+            Err(_) => return self.add(path, absolute, component, SourceKind::File, None),
         };
         let leads_to_graph = || {
             absolute
@@ -402,6 +455,7 @@ impl ProjectWalk<'_> {
                 absolute,
                 component,
                 SourceKind::Link(names::encode(&target)),
+                None,
             );
         } else if !self.graph.is_outside && leads_to_graph() {
             let graph = &self.graph.source.path;
@@ -412,7 +466,7 @@ impl ProjectWalk<'_> {
                 ),
             );
             self.warn(WarningCode::SameFile, &path, message);
-            self.add(path, absolute, component, kind);
+            self.add(path, absolute, component, kind, None);
         } else {
             let message = format!(
                 "{path} is a symbolic link out of the project, to {}; it was left out",
@@ -425,7 +479,8 @@ impl ProjectWalk<'_> {
     /// Returns whether `path` is the configured name of the graph database, even if `.kg` is a
     /// symbolic link.
     fn is_graph(&self, path: &Path) -> bool {
-        directory_entry(path).is_ok_and(|path| path == self.graph.name)
+        path.file_name() == self.graph.name.file_name()
+            && directory_entry(path).is_ok_and(|path| path == self.graph.name)
     }
 
     fn wants(&self, component: Component) -> bool {
@@ -456,15 +511,25 @@ fn belongs_to_database(path: &Path) -> bool {
     databases.any(|database| starts_like_sqlite(&path.with_file_name(database)).unwrap_or(false))
 }
 
-/// Returns whether the file is the WAL, index or journal of a database that no longer exists.
-/// Restored next to another database of that name, the file would change that database.
+/// Returns the names that end like those of a WAL, an index or a journal.
+fn companions_among(entries: &[DirEntry]) -> HashSet<OsString> {
+    let is_companion = |name: &OsString| {
+        let name = name.as_encoded_bytes();
+        COMPANIONS
+            .iter()
+            .any(|suffix| name.ends_with(suffix.as_bytes()))
+    };
+    entries
+        .iter()
+        .map(DirEntry::file_name)
+        .filter(is_companion)
+        .collect()
+}
+
+/// Returns whether a file with such a name is the WAL, index or journal of a database that no longer
+/// exists. Restored next to another database of that name, the file would change that database.
 fn is_orphan(path: &Path) -> bool {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    COMPANIONS.iter().any(|suffix| name.ends_with(suffix))
-        && starts_with(path, &[WAL_MAGIC, INDEX_MAGIC, JOURNAL_MAGIC]).unwrap_or(false)
+    starts_with(path, &[WAL_MAGIC, INDEX_MAGIC, JOURNAL_MAGIC]).unwrap_or(false)
 }
 
 /// Returns whether the file starts like a database, or was a database before it was truncated.

@@ -8,6 +8,7 @@ pub mod database_path;
 pub mod discover;
 pub mod entry_names;
 pub mod exclude;
+pub mod file_state;
 pub mod json;
 pub mod names;
 pub mod pattern;

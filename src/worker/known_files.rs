@@ -6,57 +6,37 @@
 //! used.
 
 use std::{
+    cell::Cell,
     cmp::Ordering,
-    fs::{File, Metadata},
+    fs::File,
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::fs::MetadataExt,
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use sha2::{Digest, Sha256};
 
-use crate::archive::{
-    file_list::{FileList, FileListSummary, ListWriter},
-    file_record::FileRecord,
+use crate::{
+    archive::{
+        file_list::{FileList, FileListSummary, ListWriter},
+        file_record::FileRecord,
+    },
+    project::{
+        Component,
+        file_state::{FileState, FoundFile},
+    },
 };
 
 const LEVEL: i32 = 1;
 /// The line of a database contains this text. No other line does, because JSON escapes quotes.
 const DATABASE_MARK: &[u8] = br#""database":true"#;
-/// A file that changed more recently may change again within one step of the clock.
-const CLOCK_STEP: Duration = Duration::from_secs(2);
 
-/// What changes whenever a file changes, together with its size and the time of its last
-/// modification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileState {
-    inode: u64,
-    /// Time of the last change of the file or its attributes, in seconds and nanoseconds.
-    changed: (i64, i64),
-}
-
-impl FileState {
-    /// Returns the state of a file whose content was read at `read_at` or later. `None` if the file
-    /// changed so shortly before that another change may leave the same time.
-    pub fn of(found: &Metadata, read_at: SystemTime) -> Option<Self> {
-        let state = FileState {
-            inode: found.ino(),
-            changed: (found.ctime(), found.ctime_nsec()),
-        };
-        let newest = read_at.checked_sub(CLOCK_STEP)?.duration_since(UNIX_EPOCH);
-        let newest = newest.ok()?;
-        let newest = (newest.as_secs() as i64, i64::from(newest.subsec_nanos()));
-        (state.changed < newest).then_some(state)
-    }
-
-    fn parse(text: &[u8]) -> Option<Self> {
-        let mut numbers = std::str::from_utf8(text).ok()?.split(' ');
-        let state = FileState {
-            inode: numbers.next()?.parse().ok()?,
-            changed: (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?),
-        };
-        numbers.next().is_none().then_some(state)
-    }
+/// Reads the state after a line. `None` if there is none.
+fn parse_state(text: &[u8]) -> Option<FileState> {
+    let mut numbers = std::str::from_utf8(text).ok()?.split(' ');
+    let state = FileState {
+        inode: numbers.next()?.parse().ok()?,
+        changed: (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?),
+    };
+    numbers.next().is_none().then_some(state)
 }
 
 /// Writes such a list. The records must come in order.
@@ -114,6 +94,8 @@ pub struct KnownFiles {
     pub files: FileList,
     /// The states of the files, in the order of the list.
     pub states: Vec<Option<FileState>>,
+    /// The index after the file that was looked up last, because a walk asks for one after another.
+    next: Cell<usize>,
 }
 
 impl KnownFiles {
@@ -130,7 +112,7 @@ impl KnownFiles {
     pub fn read(from: File, expected: FileListSummary) -> Option<Self> {
         let (mut records, mut states) = (Vec::new(), Vec::new());
         let found = read_lines(from, |json, state| {
-            states.push(FileState::parse(state));
+            states.push(parse_state(state));
             match serde_json::from_slice::<FileRecord>(json) {
                 Ok(record) => records.push(record),
                 // The digest of the list differs too.
@@ -144,7 +126,30 @@ impl KnownFiles {
         is_it.then(|| KnownFiles {
             files: FileList::unsorted(records),
             states,
+            next: Cell::default(),
         })
+    }
+
+    /// Returns the file at that place if it is as found: it need not be read again.
+    pub fn unchanged(
+        &self,
+        component: Component,
+        path: &str,
+        found: &FoundFile,
+    ) -> Option<&FileRecord> {
+        let records = self.files.records();
+        let is_it = |record: &FileRecord| record.compare(component, path).is_eq();
+        let next = self.next.get();
+        let index = if records.get(next).is_some_and(is_it) {
+            next
+        } else {
+            records
+                .binary_search_by(|record| record.compare(component, path))
+                .ok()?
+        };
+        self.next.set(index + 1);
+        let record = records.get(index)?;
+        is_as_found(record, *self.states.get(index)?, found).then_some(record)
     }
 
     /// Copies a list. `None` if it is damaged; the caller must discard the copy then.
@@ -162,6 +167,14 @@ impl KnownFiles {
         })?;
         (found == expected).then_some(databases)
     }
+}
+
+/// Returns whether a plain file of the list is as found.
+pub fn is_as_found(record: &FileRecord, state: Option<FileState>, found: &FoundFile) -> bool {
+    record.kind.is_file()
+        && !record.database
+        && (record.size, record.mtime) == (found.size, found.modified)
+        && state == Some(found.state)
 }
 
 /// Passes the JSON and the state of each line to `take`. Returns `None` if the file cannot be read

@@ -93,6 +93,8 @@ pub struct SaveRequest {
     /// The earlier archive is available for reuse. The worker sends [`Message::Same`] instead of
     /// the content for database blocks that the archive already has.
     pub takes_over: bool,
+    /// Read every file, also those that look unchanged since the base.
+    pub force_read: bool,
     pub lock_timeout_ms: u64,
 }
 

@@ -98,6 +98,7 @@ fn saved(
         known: None,
         block_bytes: 65_536,
         takes_over: false,
+        force_read: false,
         lock_timeout_ms: 1000,
     };
     let mut receiver = Receiver {

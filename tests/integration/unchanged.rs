@@ -253,6 +253,7 @@ impl Before {
             known: Some(self.known.clone()),
             block_bytes,
             takes_over,
+            force_read: false,
             lock_timeout_ms: 1000,
         };
         let mut said = Said::default();

@@ -217,6 +217,7 @@ fn save_request(
         known: None,
         block_bytes: options.compression.block_bytes(),
         takes_over: false,
+        force_read: options.force_read,
         lock_timeout_ms: options.lock_timeout.as_millis() as u64,
     }
 }

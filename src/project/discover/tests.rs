@@ -12,7 +12,7 @@ fn project(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Project) {
 }
 
 fn entries(project: &Project, selection: &Selection) -> Vec<String> {
-    let found = discover(project, selection, &mut Vec::new()).unwrap();
+    let found = discover(project, selection, &|_, _, _| false, &mut Vec::new()).unwrap();
     found.into_iter().map(|source| source.entry).collect()
 }
 
@@ -111,7 +111,13 @@ fn links_are_not_followed_and_kept_where_they_stay_inside() {
     link(Path::new("../../outside"), ".kg/outside");
     link(Path::new("knowledge.db"), ".kg/graph");
     let mut warnings = Vec::new();
-    let found = discover(&project, &Selection::everything(), &mut warnings).unwrap();
+    let found = discover(
+        &project,
+        &Selection::everything(),
+        &|_, _, _| false,
+        &mut warnings,
+    )
+    .unwrap();
     let kinds: Vec<_> = found
         .iter()
         .map(|source| (source.entry.as_str(), source.kind.clone()))
@@ -147,7 +153,13 @@ fn names_that_are_not_utf8_are_written_as_text_and_keep_their_place() {
         b"x",
     )
     .unwrap();
-    let found = discover(&project, &Selection::everything(), &mut Vec::new()).unwrap();
+    let found = discover(
+        &project,
+        &Selection::everything(),
+        &|_, _, _| false,
+        &mut Vec::new(),
+    )
+    .unwrap();
     let named: Vec<_> = found
         .iter()
         .map(|source| (source.path.as_str(), source.entry.as_str()))
@@ -163,6 +175,12 @@ fn names_that_are_not_utf8_are_written_as_text_and_keep_their_place() {
 #[test]
 fn a_project_without_a_database_is_an_error() {
     let (_dir, project) = project(&[(".kg/config.json", b"{}")]);
-    let error = discover(&project, &Selection::everything(), &mut Vec::new()).unwrap_err();
+    let error = discover(
+        &project,
+        &Selection::everything(),
+        &|_, _, _| false,
+        &mut Vec::new(),
+    )
+    .unwrap_err();
     assert_eq!(error.code, Code::NoDatabase);
 }

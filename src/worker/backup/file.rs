@@ -12,15 +12,19 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Saving,
+    listing::KnownFile,
     records::{owner, record},
 };
 use crate::{
     archive::file_record::FileRecord,
     error::{Error, Result},
-    project::discover::Source,
+    project::{
+        discover::Source,
+        file_state::{FileState, FoundFile},
+    },
     util::{digest::Sha256Digest, operation::CancelToken, regular_file},
     worker::{
-        known_files::FileState,
+        known_files::is_as_found,
         protocol::{DATA_CHUNK_BYTES, Message},
     },
 };
@@ -34,44 +38,62 @@ const READ_ATTEMPTS: u32 = 5;
 impl Saving<'_> {
     /// Sends a file. `from` is where to read it; for a copied database that is not its own path.
     pub(super) fn file(&mut self, source: &Source, from: &Path) -> Result<()> {
-        let opened =
-            regular_file::open(from).and_then(|file| file.metadata().map(|found| (file, found)));
-        let (file, found) = match opened {
-            Ok(opened) => opened,
+        let base = self.reach(source)?;
+        if let (Some((record, state)), Some(found)) = (base, source.found)
+            && self.trusted.is_some()
+            && record.entry == source.entry
+            && is_as_found(record, state, &found)
+        {
+            return self.same(record, state);
+        }
+        let opened = Opened::new(from);
+        match opened {
+            Ok(opened) if opened.before.len() <= WHOLE_FILE_BYTES => {
+                self.whole_file(source, base, from, opened)
+            }
+            Ok(opened) => {
+                let shown = attributes(source, from, opened.before.clone());
+                self.large_file(source, base, opened, &shown)
+            }
             // It was removed after it was found, so it is not part of the project any more.
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(cause) => return self.unreadable(source, &cause),
-        };
-        if found.len() <= WHOLE_FILE_BYTES {
-            self.whole_file(source, from)
-        } else {
-            let shown = attributes(source, from, found.clone());
-            self.large_file(source, file, &found, &shown)
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => self.vanished(base),
+            Err(cause) => self.unreadable(source, base, &cause),
         }
     }
 
-    fn whole_file(&mut self, source: &Source, from: &Path) -> Result<()> {
-        for attempt in 1..=READ_ATTEMPTS {
-            let read_at = SystemTime::now();
-            let (content, before, after) = match read_whole(from) {
+    fn whole_file(
+        &mut self,
+        source: &Source,
+        base: Option<KnownFile<'_>>,
+        from: &Path,
+        opened: Opened,
+    ) -> Result<()> {
+        let mut attempt: io::Result<Opened> = Ok(opened);
+        for number in 1.. {
+            let read = attempt.and_then(|opened| Ok((opened.read_at, opened.read()?)));
+            let (read_at, (content, before, after)) = match read {
                 Ok(read) => read,
-                Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(cause) => return self.unreadable(source, &cause),
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                    return self.vanished(base);
+                }
+                Err(cause) => return self.unreadable(source, base, &cause),
             };
             let changed = has_changed(&before, &after) || content.len() as u64 != after.len();
-            if changed && attempt < READ_ATTEMPTS {
+            if changed && number < READ_ATTEMPTS {
+                attempt = Opened::new(from);
                 continue;
             }
             if changed {
                 self.changed(source);
             }
-            let state = (!changed).then(|| FileState::of(&after, read_at)).flatten();
+            let state = FoundFile::new(&after).settled(read_at);
             let shown = attributes(source, from, after);
             let record = FileRecord {
                 sha256: Some(Sha256Digest::of(&content)),
                 ..record(source, &shown, content.len() as u64)
             };
-            return self.read_file(source, record, state, &shown, content);
+            let state = state.filter(|_| !changed);
+            return self.read_file(base, record, state, &shown, content);
         }
         Ok(())
     }
@@ -79,13 +101,13 @@ impl Saving<'_> {
     /// Sends a file that was read completely.
     fn read_file(
         &mut self,
-        source: &Source,
+        base: Option<KnownFile<'_>>,
         record: FileRecord,
         state: Option<FileState>,
         found: &Metadata,
         content: Vec<u8>,
     ) -> Result<()> {
-        match self.reach(source)? {
+        match base {
             Some((base, _)) if *base == record => self.same(&record, state),
             Some((base, _)) if has_content(base, &record) => self.same_content(record, state),
             _ => {
@@ -106,11 +128,16 @@ impl Saving<'_> {
     fn large_file(
         &mut self,
         source: &Source,
-        mut file: File,
-        found: &Metadata,
+        base: Option<KnownFile<'_>>,
+        Opened {
+            mut file,
+            before: found,
+            read_at,
+        }: Opened,
         shown: &Metadata,
     ) -> Result<()> {
-        let base = self.reach(source)?.map(|(base, _)| base);
+        let found = &found;
+        let base = base.map(|(base, _)| base);
         let plain = record(source, shown, found.len());
         if let Some(base) = base.filter(|base| base.kind.is_file() && base.size == found.len()) {
             let digest = self.digest_of(source, &mut file, found)?;
@@ -118,11 +145,12 @@ impl Saving<'_> {
                 sha256: digest,
                 ..plain.clone()
             };
+            let state = FoundFile::new(found).settled(read_at);
             if digest.is_some() && *base == record {
-                return self.same(&record, None);
+                return self.same(&record, state);
             }
             if digest.is_some() && base.sha256 == digest {
-                return self.same_content(record, None);
+                return self.same_content(record, state);
             }
             file.rewind()
                 .map_err(|cause| Error::io("read", &source.absolute, cause))?;
@@ -153,16 +181,18 @@ impl Saving<'_> {
         let after = file
             .metadata()
             .map_err(|cause| Error::io("read", &source.absolute, cause))?;
-        if shrank || has_changed(found, &after) {
+        let changed = shrank || has_changed(found, &after);
+        if changed {
             self.changed(source);
         }
+        let state = FoundFile::new(&after).settled(read_at);
         let sha256 = whole.finalize().into();
         self.responses.message(Message::FileEnd { sha256 })?;
         let record = FileRecord {
             sha256: Some(sha256),
             ..plain
         };
-        self.listing.push(&record, None)
+        self.listing.push(&record, state.filter(|_| !changed))
     }
 
     /// Returns the digest of a file, or `None` if it changed while it was read.
@@ -218,16 +248,35 @@ fn attributes(source: &Source, from: &Path, found: Metadata) -> Metadata {
     }
 }
 
-fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Metadata, Metadata)> {
-    let mut file = regular_file::open(path)?;
-    let before = file.metadata()?;
-    let mut content = Vec::with_capacity(before.len() as usize);
-    // The limit protects the memory from a file that keeps growing.
-    file.by_ref()
-        .take(2 * WHOLE_FILE_BYTES)
-        .read_to_end(&mut content)?;
-    let after = file.metadata()?;
-    Ok((content, before, after))
+/// A file that is about to be read.
+pub(super) struct Opened {
+    file: File,
+    before: Metadata,
+    read_at: SystemTime,
+}
+
+impl Opened {
+    pub fn new(path: &Path) -> io::Result<Self> {
+        let read_at = SystemTime::now();
+        let file = regular_file::open(path)?;
+        Ok(Opened {
+            before: file.metadata()?,
+            file,
+            read_at,
+        })
+    }
+
+    /// Returns the content, and what the system says of the file before and after.
+    pub fn read(mut self) -> io::Result<(Vec<u8>, Metadata, Metadata)> {
+        let mut content = Vec::with_capacity(self.before.len() as usize + 1);
+        // The limit protects the memory from a file that keeps growing.
+        self.file
+            .by_ref()
+            .take(2 * WHOLE_FILE_BYTES)
+            .read_to_end(&mut content)?;
+        let after = self.file.metadata()?;
+        Ok((content, self.before, after))
+    }
 }
 
 fn has_changed(before: &Metadata, after: &Metadata) -> bool {

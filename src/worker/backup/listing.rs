@@ -10,9 +10,9 @@ use crate::{
         manifest::Contents,
     },
     error::{Error, Result},
-    project::Component,
+    project::{Component, file_state::FileState},
     worker::{
-        known_files::{FileState, KnownFiles, KnownFilesWriter},
+        known_files::{KnownFiles, KnownFilesWriter},
         protocol::Listed,
     },
 };
@@ -39,7 +39,7 @@ pub(super) type KnownFile<'a> = (&'a FileRecord, Option<FileState>);
 
 /// A record of the base that comes before the next source.
 pub(super) enum Passed<'a> {
-    Deleted(&'a FileRecord),
+    Deleted(KnownFile<'a>),
     Kept(KnownFile<'a>),
 }
 
@@ -72,10 +72,11 @@ impl<'a> Listing<'a> {
         }
         let index = self.next;
         self.next += 1;
+        let known = (record, base.states[index]);
         Some(if self.kept.contains(&index) {
-            Passed::Kept((record, base.states[index]))
+            Passed::Kept(known)
         } else {
-            Passed::Deleted(record)
+            Passed::Deleted(known)
         })
     }
 
@@ -200,7 +201,7 @@ mod tests {
             let mut listing = Listing::new(&path, Some(&base)).unwrap();
             let mut changes = Vec::new();
             let pass = |listing: &mut Listing<'_>, changes: &mut Vec<FileRecord>, until| {
-                while let Some(Passed::Deleted(record)) = listing.pass(until) {
+                while let Some(Passed::Deleted((record, _))) = listing.pass(until) {
                     changes.push(FileRecord { stored: Storage::Deleted, ..record.clone() });
                 }
             };

@@ -5,6 +5,7 @@
 //! | [`plan`] | finds the sources, and pins each database to a commit |
 //! | [`database`], [`blocks`] | send databases |
 //! | [`file`] | sends plain files |
+//! | [`probe`] | reads some of the files that look unchanged |
 //! | [`unreadable`] | keeps what the base has of sources that cannot be read |
 //! | [`listing`], [`records`] | the list of files, and what differs from the base |
 //! | [`findings`] | what the manifest says |
@@ -18,6 +19,7 @@ mod file;
 mod findings;
 mod listing;
 mod plan;
+mod probe;
 mod records;
 mod unreadable;
 
@@ -38,7 +40,7 @@ use self::{
 };
 use super::{
     baseline::Baseline,
-    known_files::FileState,
+    known_files::KnownFiles,
     protocol::{KNOWN_FILES_FILE, Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     restore::lock_against_restores,
 };
@@ -51,6 +53,7 @@ use crate::{
     project::{
         Component, Project,
         discover::{Source, SourceKind},
+        file_state::FileState,
     },
     sqlite::{
         check::{Depth, Findings, Integrity, IntegrityStatus, refused},
@@ -75,11 +78,12 @@ pub fn save(
     let project = Project::open(&request.root)?;
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let _no_restore = lock_against_restores(&project.state_dir(), lock_timeout, cancel)?;
-    let plan = SavePlan::new(&project, request, cancel)?;
+    let base = baseline.as_ref().and_then(Baseline::known_files);
+    let trusted = base.filter(|_| !request.force_read);
+    let plan = SavePlan::new(&project, request, trusted, cancel)?;
     responses.message(Message::Planned {
         bytes_total: plan.bytes_total,
     })?;
-    let base = baseline.as_ref().and_then(Baseline::known_files);
     let mut saving = Saving {
         responses,
         cancel,
@@ -90,6 +94,7 @@ pub fn save(
         known: baseline.as_ref(),
         base: baseline.as_ref().filter(|_| base.is_some()),
         base_files: base.map(|base| &base.files),
+        trusted,
         listing: Listing::new(&request.scratch.join(KNOWN_FILES_FILE), base)?,
         passed_bytes: 0,
         hashes: PageFile::default(),
@@ -99,6 +104,7 @@ pub fn save(
         warnings: plan.warnings,
     };
     saving.keep_closed(&project, &request.selection)?;
+    saving.probe(&plan.sources)?;
     for planned in plan.sources {
         cancel.check()?;
         saving.send(planned)?;
@@ -121,6 +127,8 @@ struct Saving<'a> {
     /// The same, if this backup is incremental: what did not change is left out.
     base: Option<&'a Baseline>,
     base_files: Option<&'a FileList>,
+    /// The files of the base, if those that look unchanged are not read.
+    trusted: Option<&'a KnownFiles>,
     listing: Listing<'a>,
     /// The size of files that are as in the base, as far as the client does not know it yet.
     passed_bytes: u64,
@@ -229,17 +237,22 @@ impl<'a> Saving<'a> {
     fn pass(&mut self, until: Option<(Component, &str)>) -> Result<()> {
         while let Some(passed) = self.listing.pass(until) {
             match passed {
-                Passed::Deleted(record) => {
-                    let record = FileRecord {
-                        stored: Storage::Deleted,
-                        ..record.clone()
-                    };
-                    self.unstored(record)?;
-                }
+                Passed::Deleted(base) => self.vanished(Some(base))?,
                 Passed::Kept(base) => self.keep_under_free_name(base)?,
             }
         }
         Ok(())
+    }
+
+    /// Sends that this backup lacks what the base has there.
+    fn vanished(&mut self, base: Option<KnownFile<'_>>) -> Result<()> {
+        let Some((record, _)) = base else {
+            return Ok(());
+        };
+        self.unstored(FileRecord {
+            stored: Storage::Deleted,
+            ..record.clone()
+        })
     }
 
     /// Adds a record that is the same in the base.
@@ -274,13 +287,14 @@ impl<'a> Saving<'a> {
 
     /// Sends a directory or a link.
     fn node(&mut self, source: &Source) -> Result<()> {
+        let base = self.reach(source)?;
         let found = match fs::symlink_metadata(&source.absolute) {
             Ok(found) => found,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(cause) => return self.unreadable(source, &cause),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return self.vanished(base),
+            Err(cause) => return self.unreadable(source, base, &cause),
         };
         let record = record(source, &found, 0);
-        if self.reach(source)?.is_some_and(|(base, _)| *base == record) {
+        if base.is_some_and(|(base, _)| *base == record) {
             return self.same(&record, None);
         }
         self.listing.push(&record, None)?;

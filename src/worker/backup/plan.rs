@@ -13,6 +13,7 @@ use crate::{
     project::{
         Component, Project,
         discover::{Source, SourceKind, discover},
+        file_state::FoundFile,
     },
     sqlite::{
         in_place,
@@ -21,7 +22,7 @@ use crate::{
         wal_in_use,
     },
     util::operation::CancelToken,
-    worker::protocol::SaveRequest,
+    worker::{known_files::KnownFiles, protocol::SaveRequest},
 };
 
 /// Everything that is to be saved, in the order of the archive.
@@ -56,9 +57,19 @@ pub(super) enum Content {
 impl SavePlan {
     /// Pins all databases to a commit before the first is read, so that their states are as close
     /// together as possible.
-    pub fn new(project: &Project, request: &SaveRequest, cancel: &CancelToken) -> Result<SavePlan> {
+    ///
+    /// What has not changed since `known` is not read.
+    pub fn new(
+        project: &Project,
+        request: &SaveRequest,
+        known: Option<&KnownFiles>,
+        cancel: &CancelToken,
+    ) -> Result<SavePlan> {
         let mut warnings = Vec::new();
-        let found = discover(project, &request.selection, &mut warnings)?;
+        let is_plain = |component: Component, path: &str, found: &FoundFile| {
+            known.is_some_and(|known| known.unchanged(component, path, found).is_some())
+        };
+        let found = discover(project, &request.selection, &is_plain, &mut warnings)?;
         warnings.extend(committed_elsewhere(&found));
         // `ignores_commits` closes a descriptor of the file, so it must run before the file is
         // opened: closing ends the locks that this process has on it.
@@ -122,6 +133,7 @@ fn companion_of(source: &Source, suffix: &str) -> Source {
         path: format!("{}{suffix}", source.path),
         entry: format!("{}{suffix}", source.entry),
         kind: SourceKind::File,
+        found: None,
         ..source.clone()
     }
 }
@@ -130,7 +142,10 @@ fn size_bytes(source: &Source, content: Option<&Capture>) -> u64 {
     match (content, &source.kind) {
         (Some(Capture::Snapshot(snapshot)), _) => snapshot.size_bytes(),
         (_, SourceKind::Directory | SourceKind::Link(_)) => 0,
-        _ => fs::metadata(&source.absolute).map_or(0, |found| found.len()),
+        _ => {
+            let size = || fs::metadata(&source.absolute).map_or(0, |found| found.len());
+            source.found.map_or_else(size, |found| found.size)
+        }
     }
 }
 

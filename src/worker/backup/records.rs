@@ -2,11 +2,12 @@
 
 use std::{fs::Metadata, os::unix::fs::MetadataExt};
 
-use jiff::Timestamp;
-
 use crate::{
     archive::file_record::{EntryKind, FileRecord, Owner, Storage},
-    project::discover::{Source, SourceKind},
+    project::{
+        discover::{Source, SourceKind},
+        file_state::modified,
+    },
 };
 
 /// Returns the user and the group of a file.
@@ -36,7 +37,6 @@ pub(super) fn record(source: &Source, found: &Metadata, size: u64) -> FileRecord
         database: source.is_database(),
         size,
         mode: found.mode() & 0o7777,
-        mtime: Timestamp::new(found.mtime(), found.mtime_nsec() as i32)
-            .unwrap_or(Timestamp::UNIX_EPOCH),
+        mtime: modified(found),
     }
 }

@@ -18,8 +18,12 @@ use crate::{
 impl Saving<'_> {
     /// Warns of a source that exists and cannot be read. An incremental backup keeps the content
     /// that the base has of it.
-    pub(super) fn unreadable(&mut self, source: &Source, cause: &io::Error) -> Result<()> {
-        let kept = self.reach(source)?;
+    pub(super) fn unreadable(
+        &mut self,
+        source: &Source,
+        kept: Option<KnownFile<'_>>,
+        cause: &io::Error,
+    ) -> Result<()> {
         let what = if kept.is_some() {
             "is kept as it is in the base"
         } else {
