@@ -151,30 +151,6 @@ impl FileList {
         })
     }
 
-    /// Returns the indexes of the records below a directory. The list must be in order.
-    pub fn below(&self, path: &str) -> Vec<usize> {
-        let is_below = |record: &FileRecord| {
-            let rest = record.path.strip_prefix(path);
-            rest.is_some_and(|rest| rest.starts_with('/'))
-        };
-        let start = |component: &Component| {
-            self.records
-                .partition_point(|record| record.compare(*component, path).is_le())
-        };
-        COMPONENTS
-            .iter()
-            .flat_map(|component| {
-                let from = start(component);
-                let is_of = |record: &FileRecord| record.component == *component;
-                let found = self.records[from..].iter();
-                let count = found
-                    .take_while(|record| is_of(record) && is_below(record))
-                    .count();
-                from..from + count
-            })
-            .collect()
-    }
-
     /// Identifies the list, without how an archive stores the content.
     pub fn summary(&self) -> FileListSummary {
         let mut writer = ListWriter::new(io::sink());

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Component, DEFAULT_DATABASE, Project, STATE_DIR, database_path,
-    entry_names::{DATABASE_ENTRY, component_of, entry_name},
+    entry_names::{EntryNames, component_of, entry_name},
     exclude,
     file_state::FoundFile,
     names::{self, path_order},
@@ -87,14 +87,15 @@ impl Selection {
     }
 }
 
-/// One database, file, directory or link to save.
+/// One database, file, directory or link to save. A project may have very many, so this is small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// Path relative to the project's root, as [`names`] writes it. A restore puts the item there.
     pub path: String,
-    pub absolute: PathBuf,
-    /// Name of the entry in the archive.
-    pub entry: String,
+    /// Where to read it, if not at that path.
+    elsewhere: Option<Box<Path>>,
+    /// Name of the entry in the archive, if not the one that follows from the path.
+    named: Option<Box<str>>,
     pub component: Component,
     pub kind: SourceKind,
     /// A plain file as the walk found it.
@@ -120,10 +121,38 @@ impl Source {
     pub fn is_database(&self) -> bool {
         self.kind == SourceKind::Database
     }
+
+    /// Returns where to read it, in the project at `root`.
+    pub fn absolute(&self, root: &Path) -> PathBuf {
+        let below = || root.join(names::decode(&self.path).unwrap_or_default());
+        self.elsewhere.as_deref().map_or_else(below, PathBuf::from)
+    }
+
+    /// Sets where to read it.
+    pub fn read_at(&mut self, absolute: &Path) {
+        self.elsewhere = Some(absolute.into());
+    }
+
+    /// Returns the name of the entry in the archive.
+    pub fn entry(&self) -> String {
+        let usual = || entry_name(&self.path, self.component);
+        self.named.as_deref().map_or_else(usual, str::to_string)
+    }
+
+    /// Returns the WAL or journal of a damaged database as a source of its own.
+    pub fn companion(&self, suffix: &str) -> Source {
+        Source {
+            path: format!("{}{suffix}", self.path),
+            named: Some(format!("{}{suffix}", self.entry()).into()),
+            kind: SourceKind::File,
+            found: None,
+            ..self.clone()
+        }
+    }
 }
 
 /// Tells whether a file is known to be plain, so that its header need not be read.
-pub type IsPlain<'a> = &'a dyn Fn(Component, &str, &FoundFile) -> bool;
+pub type IsPlain<'a> = &'a dyn Fn(&FoundFile) -> bool;
 
 /// Finds the sources of a backup. The graph database comes first. Fails with `KG_NO_DATABASE` if
 /// there is none.
@@ -153,7 +182,7 @@ pub fn discover(
     }
     let graph_is_outside = graph.is_outside;
     sources.insert(0, graph.source);
-    drop_companions(&mut sources);
+    drop_companions(project.root(), &mut sources);
     same_file::unite(project.root(), graph_is_outside, &mut sources, warnings);
     sources.sort_by(Source::order);
     name_entries(&mut sources);
@@ -165,6 +194,8 @@ struct Graph {
     /// Path of the database according to the configuration. Its last name may be a symbolic link;
     /// its directories are resolved.
     name: PathBuf,
+    /// The database itself.
+    file: PathBuf,
     is_outside: bool,
 }
 
@@ -214,11 +245,12 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
         warnings.push(Warning::new(WarningCode::Config, message));
     }
     let failed = |cause| Error::io("read", &located.absolute, cause);
+    // SQLite opens the target of a symbolic link and expects the WAL next to the target.
+    let file = dir_handle::resolve(&located.absolute).map_err(failed)?;
     let source = Source {
         path,
-        // SQLite opens the target of a symbolic link and expects the WAL next to the target.
-        absolute: dir_handle::resolve(&located.absolute).map_err(failed)?,
-        entry: DATABASE_ENTRY.to_string(),
+        elsewhere: Some(file.as_path().into()),
+        named: None,
         component: Component::Database,
         kind: SourceKind::Database,
         found: None,
@@ -226,6 +258,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
     Ok(Graph {
         source,
         name: directory_entry(&located.absolute).map_err(failed)?,
+        file,
         is_outside,
     })
 }
@@ -268,7 +301,7 @@ impl ProjectWalk<'_> {
                 // The code that saves the file reports that it cannot be read.
                 if !self.exclusion.excludes(&location, false) {
                     let component = component_of(&child, false);
-                    self.add(child, entry.path(), component, SourceKind::File, None);
+                    self.add(child, component, SourceKind::File, None);
                 }
                 continue;
             };
@@ -338,9 +371,8 @@ impl ProjectWalk<'_> {
         if kind.is_dir() {
             let component = component_of(&child, true);
             if self.wants(component) {
-                let (at, directory) = (child.clone(), absolute.clone());
-                self.add(child, absolute, component, SourceKind::Directory, None);
-                self.directory(&directory, &at);
+                self.add(child.clone(), component, SourceKind::Directory, None);
+                self.directory(&absolute, &child);
             }
         } else if kind.is_file() {
             self.file(entry, child, companions);
@@ -358,16 +390,14 @@ impl ProjectWalk<'_> {
     fn add(
         &mut self,
         path: String,
-        absolute: PathBuf,
         component: Component,
         kind: SourceKind,
         found: Option<FoundFile>,
     ) {
-        let entry = entry_name(&path, component);
         self.found.push(Source {
             path,
-            absolute,
-            entry,
+            elsewhere: None,
+            named: None,
             component,
             kind,
             found,
@@ -397,15 +427,14 @@ impl ProjectWalk<'_> {
             let companion = companion(Path::new(&name), suffix);
             companions.contains(companion.as_os_str())
         });
-        let is_plain =
-            !has_companion && found.is_some_and(|found| (self.is_plain)(component, &path, &found));
+        let is_plain = !has_companion && found.is_some_and(|found| (self.is_plain)(&found));
         let is_database = match is_plain {
             true => Ok(false),
             false => starts_with(&absolute, &[MAGIC])
                 .map(|starts| starts || has_companion && is_cut_off(&absolute)),
         };
         match is_database {
-            Ok(true) => self.add(path, absolute, component, SourceKind::Database, None),
+            Ok(true) => self.add(path, component, SourceKind::Database, None),
             Ok(false) if is_companion && is_orphan(&absolute) => {
                 let message = format!(
                     "{path} is the WAL or journal of a database that no longer exists, and was \
@@ -415,7 +444,7 @@ impl ProjectWalk<'_> {
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             // The code that saves the file reports that it cannot be read.
-            Ok(false) | Err(_) => self.add(path, absolute, component, SourceKind::File, found),
+            Ok(false) | Err(_) => self.add(path, component, SourceKind::File, found),
         }
     }
 
@@ -425,7 +454,7 @@ impl ProjectWalk<'_> {
         let Ok(path) = directory_entry(path) else {
             return false;
         };
-        let names = [&self.graph.name, &self.graph.source.absolute];
+        let names = [&self.graph.name, &self.graph.file];
         names.iter().any(|name| {
             COMPANIONS
                 .iter()
@@ -442,17 +471,16 @@ impl ProjectWalk<'_> {
             Ok(target) => target,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return,
             // The code that saves the file reports that it cannot be read.
-            Err(_) => return self.add(path, absolute, component, SourceKind::File, None),
+            Err(_) => return self.add(path, component, SourceKind::File, None),
         };
         let leads_to_graph = || {
             absolute
                 .canonicalize()
-                .is_ok_and(|path| path == self.graph.source.absolute)
+                .is_ok_and(|path| path == self.graph.file)
         };
         if names::decode(&path).is_some_and(|path| names::link_stays_below(&path, &target)) {
             self.add(
                 path,
-                absolute,
                 component,
                 SourceKind::Link(names::encode(&target)),
                 None,
@@ -466,7 +494,7 @@ impl ProjectWalk<'_> {
                 ),
             );
             self.warn(WarningCode::SameFile, &path, message);
-            self.add(path, absolute, component, kind, None);
+            self.add(path, component, kind, None);
         } else {
             let message = format!(
                 "{path} is a symbolic link out of the project, to {}; it was left out",
@@ -547,27 +575,29 @@ pub fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {
 }
 
 /// Removes the sources that belong to a database's snapshot.
-fn drop_companions(sources: &mut Vec<Source>) {
+fn drop_companions(root: &Path, sources: &mut Vec<Source>) {
     let companions: HashSet<PathBuf> = sources
         .iter()
         .filter(|source| source.is_database())
-        .flat_map(|source| COMPANIONS.map(|suffix| companion(&source.absolute, suffix)))
+        .flat_map(|source| COMPANIONS.map(|suffix| companion(&source.absolute(root), suffix)))
         .collect();
-    sources.retain(|source| source.is_database() || !companions.contains(&source.absolute));
+    let is_companion = |source: &Source| {
+        let mut suffixes = COMPANIONS.iter();
+        suffixes.any(|suffix| source.path.ends_with(suffix))
+            && companions.contains(&source.absolute(root))
+    };
+    sources.retain(|source| source.is_database() || !is_companion(source));
 }
 
 /// Makes entry names unique. Two sources can have the same name (`.kg/vectors.db` and
 /// `.kg/vectors/vectors.db`), so the later one gets a suffix. The manifest maps entries to paths,
 /// so nothing depends on the name.
 fn name_entries(sources: &mut [Source]) {
-    let mut taken = HashSet::new();
+    let mut taken = EntryNames::default();
     for source in sources {
-        let wanted = source.entry.clone();
-        let mut number = 2;
-        while !taken.insert(source.entry.clone()) {
-            source.entry = format!("{wanted}~{number}");
-            number += 1;
-        }
+        let wanted = source.entry();
+        let free = taken.take(&wanted);
+        source.named = (free != wanted).then(|| free.into());
     }
 }
 

@@ -1,8 +1,33 @@
 //! The names of archive entries, and the component that each path belongs to.
 
-use std::path::Path;
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher, RandomState},
+    path::Path,
+};
 
 use super::{CONFIG_FILE, Component, names};
+
+/// The names of entries that are in use. Only their hashes are kept, so a name may in rare cases
+/// seem to be in use.
+#[derive(Default)]
+pub struct EntryNames {
+    hasher: RandomState,
+    taken: HashSet<u64>,
+}
+
+impl EntryNames {
+    /// Takes a name, with `~2`, `~3`, … if it is in use, and returns it.
+    pub fn take(&mut self, wanted: &str) -> String {
+        let mut name = wanted.to_string();
+        let mut number = 2;
+        while !self.taken.insert(self.hasher.hash_one(&name)) {
+            name = format!("{wanted}~{number}");
+            number += 1;
+        }
+        name
+    }
+}
 
 /// Name of the graph database's entry in every archive.
 pub const DATABASE_ENTRY: &str = "database.sqlite";

@@ -14,7 +14,7 @@ const CLOCK_STEP: Duration = Duration::from_secs(2);
 
 /// The identity of a file, and the time at which its content or its attributes last changed. No
 /// program can set that time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileState {
     pub inode: u64,
     /// Seconds and nanoseconds.

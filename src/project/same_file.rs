@@ -54,7 +54,7 @@ pub fn unite(
         .enumerate()
         .filter(|(_, source)| source.is_database())
     {
-        if let Ok(found) = fs::metadata(&source.absolute) {
+        if let Ok(found) = fs::metadata(source.absolute(root)) {
             groups
                 .entry((found.dev(), found.ino()))
                 .or_default()
@@ -66,7 +66,7 @@ pub fn unite(
         let mut names: Vec<PathBuf> = Vec::new();
         for source in members.iter().filter_map(|number| sources.get(*number)) {
             // A link may lead to a file that is another source.
-            let name = resolved(&source.absolute);
+            let name = resolved(&source.absolute(root));
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -165,7 +165,7 @@ impl Group<'_> {
         let Some(saved) = sources.get_mut(kept) else {
             return left_out;
         };
-        saved.absolute.clone_from(&read);
+        saved.read_at(&read);
         let (path, is_graph) = (saved.path.clone(), saved.component == Component::Database);
         let through = if shown(self.root, &read) == path {
             String::new()
@@ -251,7 +251,7 @@ impl Group<'_> {
         let is_read = |number: &usize| {
             sources
                 .get(*number)
-                .is_some_and(|source| resolved(&source.absolute) == read)
+                .is_some_and(|source| resolved(&source.absolute(self.root)) == read)
         };
         let mut members = self.members.iter().copied();
         members

@@ -91,7 +91,7 @@ impl Baseline {
             .ok_or_else(wrong)?;
         let known_files = match base.known_files {
             Some((name, expected)) => {
-                Some(KnownFiles::read(open(&name)?, expected).ok_or_else(wrong)?)
+                Some(KnownFiles::open(&path.with_file_name(name), expected).ok_or_else(wrong)?)
             }
             None => None,
         };

@@ -6,12 +6,14 @@
 //! used.
 
 use std::{
-    cell::Cell,
-    cmp::Ordering,
     fs::File,
+    hash::{BuildHasher, RandomState},
     io::{self, BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -19,13 +21,13 @@ use crate::{
         file_list::{FileList, FileListSummary, ListWriter},
         file_record::FileRecord,
     },
-    project::{
-        Component,
-        file_state::{FileState, FoundFile},
-    },
+    project::file_state::{FileState, FoundFile},
 };
 
 const LEVEL: i32 = 1;
+const BUFFER_BYTES: usize = 256 * 1024;
+/// One file in so many is in the sample.
+const SAMPLED: u64 = 64;
 /// The line of a database contains this text. No other line does, because JSON escapes quotes.
 const DATABASE_MARK: &[u8] = br#""database":true"#;
 
@@ -88,14 +90,18 @@ impl<W: Write> KnownFilesWriter<W> {
     }
 }
 
-/// A list in memory.
-#[derive(Debug, Default)]
+/// A record of the list, and the state in which its file was read.
+pub type KnownFile = (FileRecord, Option<FileState>);
+
+/// A list in a file. It may be too long for memory, so it is read from beginning to end.
+#[derive(Debug)]
 pub struct KnownFiles {
-    pub files: FileList,
-    /// The states of the files, in the order of the list.
-    pub states: Vec<Option<FileState>>,
-    /// The index after the file that was looked up last, because a walk asks for one after another.
-    next: Cell<usize>,
+    path: PathBuf,
+    hasher: RandomState,
+    /// The hashes of the plain files, sorted.
+    plain: Vec<u64>,
+    /// Files at random.
+    sample: Vec<KnownFile>,
 }
 
 impl KnownFiles {
@@ -108,48 +114,64 @@ impl KnownFiles {
         writer.finish().map(drop)
     }
 
-    /// Reads a list. `None` if it is damaged or not the expected one.
-    pub fn read(from: File, expected: FileListSummary) -> Option<Self> {
-        let (mut records, mut states) = (Vec::new(), Vec::new());
-        let found = read_lines(from, |json, state| {
-            states.push(parse_state(state));
-            match serde_json::from_slice::<FileRecord>(json) {
-                Ok(record) => records.push(record),
-                // The digest of the list differs too.
-                Err(_) => states.clear(),
+    /// Opens the list at `path`. `None` if it is damaged or not the expected one.
+    pub fn open(path: &Path, expected: FileListSummary) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Looks {
+            #[serde(default)]
+            database: bool,
+            size: u64,
+            mtime: Timestamp,
+        }
+        let hasher = RandomState::new();
+        let mut chance = Chance(hasher.hash_one(0) | 1);
+        let (mut plain, mut sample) = (Vec::new(), Vec::new());
+        let found = read_lines(File::open(path).ok()?, |json, state| {
+            let Some(state) = parse_state(state) else {
+                return;
+            };
+            match serde_json::from_slice::<Looks>(json) {
+                Ok(looks) if !looks.database => {
+                    plain.push(hasher.hash_one((looks.size, looks.mtime, state)));
+                }
+                // The digest of the list differs if this is no record.
+                _ => return,
+            }
+            if chance.hits() {
+                let record = serde_json::from_slice(json).ok();
+                sample.extend(record.map(|record| (record, Some(state))));
             }
         })?;
-        let is_ordered = records
-            .windows(2)
-            .all(|pair| pair[0].order(&pair[1]) == Ordering::Less);
-        let is_it = found == expected && is_ordered && states.len() == records.len();
-        is_it.then(|| KnownFiles {
-            files: FileList::unsorted(records),
-            states,
-            next: Cell::default(),
+        plain.sort_unstable();
+        (found == expected).then(|| KnownFiles {
+            path: path.to_path_buf(),
+            hasher,
+            plain,
+            sample,
         })
     }
 
-    /// Returns the file at that place if it is as found: it need not be read again.
-    pub fn unchanged(
-        &self,
-        component: Component,
-        path: &str,
-        found: &FoundFile,
-    ) -> Option<&FileRecord> {
-        let records = self.files.records();
-        let is_it = |record: &FileRecord| record.compare(component, path).is_eq();
-        let next = self.next.get();
-        let index = if records.get(next).is_some_and(is_it) {
-            next
-        } else {
-            records
-                .binary_search_by(|record| record.compare(component, path))
-                .ok()?
-        };
-        self.next.set(index + 1);
-        let record = records.get(index)?;
-        is_as_found(record, *self.states.get(index)?, found).then_some(record)
+    /// Returns whether a file is as a plain file of the list was when it was read.
+    pub fn is_plain(&self, found: &FoundFile) -> bool {
+        let looks = (found.size, found.modified, found.state);
+        let hash = self.hasher.hash_one(looks);
+        self.plain.binary_search(&hash).is_ok()
+    }
+
+    /// Returns about one in [`SAMPLED`] of the files whose state is known.
+    pub fn sample(&self) -> &[KnownFile] {
+        &self.sample
+    }
+
+    /// Reads the records in order.
+    pub fn records(&self) -> io::Result<Records> {
+        Ok(Records {
+            lines: BufReader::with_capacity(
+                BUFFER_BYTES,
+                zstd::Decoder::new(File::open(&self.path)?)?,
+            ),
+            line: Vec::new(),
+        })
     }
 
     /// Copies a list. `None` if it is damaged; the caller must discard the copy then.
@@ -169,25 +191,70 @@ impl KnownFiles {
     }
 }
 
+/// The records of a list, read one after another.
+pub struct Records {
+    lines: BufReader<zstd::Decoder<'static, BufReader<File>>>,
+    line: Vec<u8>,
+}
+
+impl Iterator for Records {
+    type Item = io::Result<KnownFile>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.line.clear();
+        match self.lines.read_until(b'\n', &mut self.line) {
+            Ok(0) => None,
+            Ok(_) => {
+                let (json, state) = divided(&self.line);
+                let record = serde_json::from_slice(json).map_err(io::Error::from);
+                Some(record.map(|record| (record, parse_state(state))))
+            }
+            Err(cause) => Some(Err(cause)),
+        }
+    }
+}
+
+/// Returns the JSON and the state of a line.
+fn divided(line: &[u8]) -> (&[u8], &[u8]) {
+    let end = line.strip_suffix(b"\n").unwrap_or(line);
+    match memchr::memchr(b'\t', end) {
+        Some(tab) => (&end[..tab], &end[tab + 1..]),
+        None => (end, &[]),
+    }
+}
+
+/// Picks lines at random, so that no file is left out for ever.
+struct Chance(u64);
+
+impl Chance {
+    /// Returns `true` once in [`SAMPLED`] calls, on average.
+    fn hits(&mut self) -> bool {
+        // Xorshift (Marsaglia, 2003).
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.is_multiple_of(SAMPLED)
+    }
+}
+
 /// Returns whether a plain file of the list is as found.
-pub fn is_as_found(record: &FileRecord, state: Option<FileState>, found: &FoundFile) -> bool {
+pub fn is_as_found((record, state): &KnownFile, found: &FoundFile) -> bool {
     record.kind.is_file()
         && !record.database
         && (record.size, record.mtime) == (found.size, found.modified)
-        && state == Some(found.state)
+        && *state == Some(found.state)
 }
 
 /// Passes the JSON and the state of each line to `take`. Returns `None` if the file cannot be read
 /// or decompressed.
 fn read_lines(from: impl Read, mut take: impl FnMut(&[u8], &[u8])) -> Option<FileListSummary> {
-    let mut lines = BufReader::with_capacity(1 << 18, zstd::Decoder::new(from).ok()?);
+    let mut lines = BufReader::with_capacity(BUFFER_BYTES, zstd::Decoder::new(from).ok()?);
     let (mut hasher, mut records, mut line) = (Sha256::new(), 0, Vec::new());
     while lines.read_until(b'\n', &mut line).ok()? > 0 {
-        let end = line.strip_suffix(b"\n")?;
-        let (json, state) = match memchr::memchr(b'\t', end) {
-            Some(tab) => (&end[..tab], &end[tab + 1..]),
-            None => (end, &[][..]),
-        };
+        if line.last() != Some(&b'\n') {
+            return None;
+        }
+        let (json, state) = divided(&line);
         hasher.update(json);
         hasher.update(b"\n");
         records += 1;
@@ -211,5 +278,17 @@ impl<R: Read, W: Write> Read for Tee<R, W> {
         let read = self.from.read(buffer)?;
         self.out.write_all(&buffer[..read])?;
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn about_one_line_in_sixty_four_is_picked() {
+        let mut chance = Chance(RandomState::new().hash_one(0) | 1);
+        let hits = (0..64_000).filter(|_| chance.hits()).count();
+        assert!((700..1300).contains(&hits), "{hits}");
     }
 }

@@ -211,15 +211,15 @@ impl Before {
         let beside = fs::read(format!("{}.manifest.json", backup.path.display())).unwrap();
         let manifest = Manifest::parse(&beside, &backup.id).unwrap();
         let known = scratch.join("known.json");
-        let files = fs::File::open(files).unwrap();
-        let files = KnownFiles::read(files, manifest.file_list.unwrap()).unwrap();
+        let files = KnownFiles::open(&files, manifest.file_list.unwrap()).unwrap();
+        let records = files.records().unwrap().map(|known| known.unwrap().0);
         let before = Before {
             _dir: dir,
             root,
             scratch,
             known,
             manifest,
-            files: files.files,
+            files: FileList::unsorted(records.collect()),
         };
         before.leave_out(false);
         before

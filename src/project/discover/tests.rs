@@ -12,8 +12,8 @@ fn project(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Project) {
 }
 
 fn entries(project: &Project, selection: &Selection) -> Vec<String> {
-    let found = discover(project, selection, &|_, _, _| false, &mut Vec::new()).unwrap();
-    found.into_iter().map(|source| source.entry).collect()
+    let found = discover(project, selection, &|_| false, &mut Vec::new()).unwrap();
+    found.into_iter().map(|source| source.entry()).collect()
 }
 
 const DATABASE: &[u8] = b"SQLite format 3\0 and more";
@@ -114,19 +114,20 @@ fn links_are_not_followed_and_kept_where_they_stay_inside() {
     let found = discover(
         &project,
         &Selection::everything(),
-        &|_, _, _| false,
+        &|_| false,
         &mut warnings,
     )
     .unwrap();
     let kinds: Vec<_> = found
         .iter()
-        .map(|source| (source.entry.as_str(), source.kind.clone()))
+        .map(|source| (source.entry(), source.kind.clone()))
         .collect();
     let expected = [
         ("database.sqlite", SourceKind::Database),
         ("files/graph", SourceKind::Link("knowledge.db".into())),
         ("files/link", SourceKind::Link("../inside".into())),
-    ];
+    ]
+    .map(|(entry, kind)| (entry.to_string(), kind));
     assert_eq!(kinds, expected);
     let mut warned: Vec<_> = warnings
         .iter()
@@ -156,19 +157,20 @@ fn names_that_are_not_utf8_are_written_as_text_and_keep_their_place() {
     let found = discover(
         &project,
         &Selection::everything(),
-        &|_, _, _| false,
+        &|_| false,
         &mut Vec::new(),
     )
     .unwrap();
     let named: Vec<_> = found
         .iter()
-        .map(|source| (source.path.as_str(), source.entry.as_str()))
+        .map(|source| (source.path.as_str(), source.entry()))
         .collect();
     let expected = [
         (".kg/knowledge.db", "database.sqlite"),
         (".kg/50%25", "files/50%"),
         (".kg/caf%E9", "files/caf%E9"),
-    ];
+    ]
+    .map(|(path, entry)| (path, entry.to_string()));
     assert_eq!(named, expected);
 }
 
@@ -178,7 +180,7 @@ fn a_project_without_a_database_is_an_error() {
     let error = discover(
         &project,
         &Selection::everything(),
-        &|_, _, _| false,
+        &|_| false,
         &mut Vec::new(),
     )
     .unwrap_err();

@@ -131,7 +131,7 @@ impl Saving<'_> {
     /// is only a hint that chooses the faster order of work; the blocks decide.
     fn looks_unchanged(&self, source: &Source, snapshot: &Snapshot) -> bool {
         let now = record(source, snapshot.metadata(), snapshot.size_bytes());
-        let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0]))
+        let wal = std::fs::metadata(companion(&source.absolute(self.root), COMPANIONS[0]))
             .map_or(0, |wal| wal.len());
         let looks =
             |known: &Baseline| known.sound().is_some() && known.looks_like(&now, self.block_bytes);
@@ -152,7 +152,7 @@ impl Saving<'_> {
         let known = self.reach(source)?.map(|(record, _)| record);
         let hashes = match self.base.and_then(|base| base.hashes(&source.path)) {
             Some(base) => {
-                self.changed_pages(source, snapshot, base, known, looks_unchanged, fast_check)?
+                self.changed_pages(source, snapshot, (base, known), looks_unchanged, fast_check)?
             }
             None => self.all_pages(source, snapshot, looks_unchanged, fast_check)?,
         };
@@ -218,8 +218,7 @@ impl Saving<'_> {
         &mut self,
         source: &Source,
         snapshot: &mut Snapshot,
-        base: &DatabaseHashes,
-        known: Option<&FileRecord>,
+        (base, known): (&DatabaseHashes, Option<FileRecord>),
         looks_unchanged: bool,
         fast_check: Option<&mut FastCheck>,
     ) -> Result<DatabaseHashes> {
@@ -244,7 +243,7 @@ impl Saving<'_> {
         record.sha256 = Some(digest_of(&hashes)?);
         record.blocks = Some(Box::new(Blocks::from(&hashes.blocks)));
         if is_same {
-            if known == Some(&record) {
+            if known.as_ref() == Some(&record) {
                 self.same(&record, None)?;
             } else {
                 self.same_content(record, None)?;

@@ -12,7 +12,6 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Saving,
-    listing::KnownFile,
     records::{owner, record},
 };
 use crate::{
@@ -24,7 +23,7 @@ use crate::{
     },
     util::{digest::Sha256Digest, operation::CancelToken, regular_file},
     worker::{
-        known_files::is_as_found,
+        known_files::{KnownFile, is_as_found},
         protocol::{DATA_CHUNK_BYTES, Message},
     },
 };
@@ -39,12 +38,11 @@ impl Saving<'_> {
     /// Sends a file. `from` is where to read it; for a copied database that is not its own path.
     pub(super) fn file(&mut self, source: &Source, from: &Path) -> Result<()> {
         let base = self.reach(source)?;
-        if let (Some((record, state)), Some(found)) = (base, source.found)
-            && self.trusted.is_some()
-            && record.entry == source.entry
-            && is_as_found(record, state, &found)
+        if let (Some(known), Some(found), Some(_)) = (&base, source.found, self.trusted)
+            && known.0.entry == source.entry()
+            && is_as_found(known, &found)
         {
-            return self.same(record, state);
+            return self.same(&known.0, known.1);
         }
         let opened = Opened::new(from);
         match opened {
@@ -52,7 +50,7 @@ impl Saving<'_> {
                 self.whole_file(source, base, from, opened)
             }
             Ok(opened) => {
-                let shown = attributes(source, from, opened.before.clone());
+                let shown = attributes(self.root, source, from, opened.before.clone());
                 self.large_file(source, base, opened, &shown)
             }
             // It was removed after it was found, so it is not part of the project any more.
@@ -64,7 +62,7 @@ impl Saving<'_> {
     fn whole_file(
         &mut self,
         source: &Source,
-        base: Option<KnownFile<'_>>,
+        base: Option<KnownFile>,
         from: &Path,
         opened: Opened,
     ) -> Result<()> {
@@ -87,7 +85,7 @@ impl Saving<'_> {
                 self.changed(source);
             }
             let state = FoundFile::new(&after).settled(read_at);
-            let shown = attributes(source, from, after);
+            let shown = attributes(self.root, source, from, after);
             let record = FileRecord {
                 sha256: Some(Sha256Digest::of(&content)),
                 ..record(source, &shown, content.len() as u64)
@@ -101,15 +99,15 @@ impl Saving<'_> {
     /// Sends a file that was read completely.
     fn read_file(
         &mut self,
-        base: Option<KnownFile<'_>>,
+        base: Option<KnownFile>,
         record: FileRecord,
         state: Option<FileState>,
         found: &Metadata,
         content: Vec<u8>,
     ) -> Result<()> {
         match base {
-            Some((base, _)) if *base == record => self.same(&record, state),
-            Some((base, _)) if has_content(base, &record) => self.same_content(record, state),
+            Some((base, _)) if base == record => self.same(&record, state),
+            Some((base, _)) if has_content(&base, &record) => self.same_content(record, state),
             _ => {
                 self.listing.push(&record, state)?;
                 self.responses.message(Message::Entry {
@@ -128,7 +126,7 @@ impl Saving<'_> {
     fn large_file(
         &mut self,
         source: &Source,
-        base: Option<KnownFile<'_>>,
+        base: Option<KnownFile>,
         Opened {
             mut file,
             before: found,
@@ -146,14 +144,14 @@ impl Saving<'_> {
                 ..plain.clone()
             };
             let state = FoundFile::new(found).settled(read_at);
-            if digest.is_some() && *base == record {
+            if digest.is_some() && base == record {
                 return self.same(&record, state);
             }
             if digest.is_some() && base.sha256 == digest {
                 return self.same_content(record, state);
             }
             file.rewind()
-                .map_err(|cause| Error::io("read", &source.absolute, cause))?;
+                .map_err(|cause| Error::io("read", &source.absolute(self.root), cause))?;
         }
         self.responses.message(Message::Entry {
             record: plain.clone(),
@@ -168,7 +166,7 @@ impl Saving<'_> {
             let most = left.min(DATA_CHUNK_BYTES as u64);
             let read = file.by_ref().take(most).read_to_end(&mut chunk);
             if let Err(cause) = read {
-                return Err(Error::io("read", &source.absolute, cause));
+                return Err(Error::io("read", &source.absolute(self.root), cause));
             }
             if chunk.is_empty() {
                 shrank = true;
@@ -180,7 +178,7 @@ impl Saving<'_> {
         }
         let after = file
             .metadata()
-            .map_err(|cause| Error::io("read", &source.absolute, cause))?;
+            .map_err(|cause| Error::io("read", &source.absolute(self.root), cause))?;
         let changed = shrank || has_changed(found, &after);
         if changed {
             self.changed(source);
@@ -202,7 +200,7 @@ impl Saving<'_> {
         file: &mut File,
         found: &Metadata,
     ) -> Result<Option<Sha256Digest>> {
-        let failed = |cause| Error::io("read", &source.absolute, cause);
+        let failed = |cause| Error::io("read", &source.absolute(self.root), cause);
         let mut whole = Sha256::new();
         let mut hashing = Hashing {
             whole: &mut whole,
@@ -240,11 +238,12 @@ impl io::Write for Hashing<'_> {
 }
 
 /// Returns the attributes of the file itself, because the copy of a damaged database has others.
-fn attributes(source: &Source, from: &Path, found: Metadata) -> Metadata {
-    if from == source.absolute {
+fn attributes(root: &Path, source: &Source, from: &Path, found: Metadata) -> Metadata {
+    let absolute = source.absolute(root);
+    if from == absolute {
         found
     } else {
-        std::fs::metadata(&source.absolute).unwrap_or(found)
+        std::fs::metadata(&absolute).unwrap_or(found)
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Both lists are in the same order, so one walk over them finds what is new, changed or deleted.
 
-use std::{collections::HashSet, fs::File, io, path::Path};
+use std::{fs::File, io, path::Path};
 
+use super::unreadable::Kept;
 use crate::{
     archive::{
         file_record::{FileRecord, Storage},
@@ -12,18 +13,19 @@ use crate::{
     error::{Error, Result},
     project::{Component, file_state::FileState},
     worker::{
-        known_files::{KnownFiles, KnownFilesWriter},
+        known_files::{KnownFile, KnownFiles, KnownFilesWriter, Records},
         protocol::Listed,
     },
 };
 
-pub(super) struct Listing<'a> {
+pub(super) struct Listing {
     out: KnownFilesWriter<io::BufWriter<File>>,
-    base: Option<&'a KnownFiles>,
+    /// The rest of the base.
+    base: Option<Records>,
     /// The next record of the base.
-    next: usize,
-    /// The records of the base that this backup keeps although their sources cannot be read.
-    kept: HashSet<usize>,
+    next: Option<KnownFile>,
+    /// What this backup keeps although its sources cannot be read.
+    pub kept: Kept,
     listed: Totals,
 }
 
@@ -34,62 +36,74 @@ struct Totals {
     bytes: u64,
 }
 
-/// A record of the base, and the state in which its file was read.
-pub(super) type KnownFile<'a> = (&'a FileRecord, Option<FileState>);
-
 /// A record of the base that comes before the next source.
-pub(super) enum Passed<'a> {
-    Deleted(KnownFile<'a>),
-    Kept(KnownFile<'a>),
+pub(super) enum Passed {
+    Deleted(KnownFile),
+    Kept(KnownFile),
 }
 
-impl<'a> Listing<'a> {
+impl Listing {
     /// Begins a list that is written to `path`.
-    pub fn new(path: &Path, base: Option<&'a KnownFiles>) -> Result<Self> {
+    pub fn new(path: &Path, base: Option<&KnownFiles>) -> Result<Self> {
         let out = File::create(path).map(io::BufWriter::new);
         let out = out.and_then(KnownFilesWriter::new);
-        Ok(Listing {
+        let mut listing = Listing {
             out: out.map_err(failed)?,
-            base,
-            next: 0,
-            kept: HashSet::new(),
+            base: base
+                .map(KnownFiles::records)
+                .transpose()
+                .map_err(unreadable)?,
+            next: None,
+            kept: Kept::default(),
             listed: Totals::default(),
-        })
+        };
+        listing.advance()?;
+        Ok(listing)
     }
 
-    /// Keeps records of the base, by their indexes.
-    pub fn keep(&mut self, indexes: impl IntoIterator<Item = usize>) {
-        self.kept.extend(indexes);
+    /// Returns the next record of the base, and moves on to the one after it.
+    fn advance(&mut self) -> Result<Option<KnownFile>> {
+        let after = self.base.as_mut().and_then(Iterator::next).transpose();
+        let after = after.map_err(unreadable)?;
+        let next = std::mem::replace(&mut self.next, after);
+        let is_ordered = match (&next, &self.next) {
+            (Some((next, _)), Some((after, _))) => next.order(after).is_lt(),
+            _ => true,
+        };
+        if !is_ordered {
+            return Err(Error::internal("The list of the base is not in order"));
+        }
+        Ok(next)
     }
 
     /// Returns the next record of the base that comes before the source at `path`, or before the
     /// end of the list.
-    pub fn pass(&mut self, until: Option<(Component, &str)>) -> Option<Passed<'a>> {
-        let base = self.base?;
-        let record = base.files.records().get(self.next)?;
-        if until.is_some_and(|(component, path)| record.compare(component, path).is_ge()) {
-            return None;
+    pub fn pass(&mut self, until: Option<(Component, &str)>) -> Result<Option<Passed>> {
+        let is_before = |(record, _): &KnownFile| {
+            until.is_none_or(|(component, path)| record.compare(component, path).is_lt())
+        };
+        if !self.next.as_ref().is_some_and(is_before) {
+            return Ok(None);
         }
-        let index = self.next;
-        self.next += 1;
-        let known = (record, base.states[index]);
-        Some(if self.kept.contains(&index) {
+        let Some(known) = self.advance()? else {
+            return Ok(None);
+        };
+        Ok(Some(if self.kept.takes(&known.0) {
             Passed::Kept(known)
         } else {
             Passed::Deleted(known)
-        })
+        }))
     }
 
     /// Returns the record of the base at that place, if [`Listing::pass`] has returned all records
     /// before it.
-    pub fn take(&mut self, component: Component, path: &str) -> Option<KnownFile<'a>> {
-        let base = self.base?;
-        let record = base.files.records().get(self.next)?;
-        if record.compare(component, path).is_ne() {
-            return None;
+    pub fn take(&mut self, component: Component, path: &str) -> Result<Option<KnownFile>> {
+        let is_it = |(record, _): &KnownFile| record.compare(component, path).is_eq();
+        if self.next.as_ref().is_some_and(is_it) {
+            self.advance()
+        } else {
+            Ok(None)
         }
-        self.next += 1;
-        Some((record, base.states[self.next - 1]))
     }
 
     /// Adds the next record of this backup.
@@ -123,6 +137,10 @@ impl<'a> Listing<'a> {
             total_bytes: bytes,
         })
     }
+}
+
+fn unreadable(cause: io::Error) -> Error {
+    Error::io("read", "the list of the base".as_ref(), cause)
 }
 
 fn failed(cause: io::Error) -> Error {
@@ -178,11 +196,9 @@ mod tests {
         FileList::sorted(project.iter().map(record).collect())
     }
 
-    fn known(files: &FileList) -> KnownFiles {
-        let mut kept = tempfile::tempfile().unwrap();
-        KnownFiles::write(files, &kept).unwrap();
-        io::Seek::rewind(&mut kept).unwrap();
-        KnownFiles::read(kept, files.summary()).unwrap()
+    fn records(known: &KnownFiles) -> FileList {
+        let records = known.records().unwrap();
+        FileList::unsorted(records.map(|known| known.unwrap().0).collect())
     }
 
     fn project() -> impl Strategy<Value = BTreeMap<usize, u8>> {
@@ -195,20 +211,21 @@ mod tests {
         #[test]
         fn the_base_and_what_differs_from_it_make_the_new_list(before in project(), now in project()) {
             let (before, now) = (list(&before), list(&now));
-            let base = known(&before);
             let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("list");
+            let (path, of_base) = (dir.path().join("list"), dir.path().join("base"));
+            KnownFiles::write(&before, File::create(&of_base).unwrap()).unwrap();
+            let base = KnownFiles::open(&of_base, before.summary()).unwrap();
             let mut listing = Listing::new(&path, Some(&base)).unwrap();
             let mut changes = Vec::new();
-            let pass = |listing: &mut Listing<'_>, changes: &mut Vec<FileRecord>, until| {
-                while let Some(Passed::Deleted((record, _))) = listing.pass(until) {
-                    changes.push(FileRecord { stored: Storage::Deleted, ..record.clone() });
+            let pass = |listing: &mut Listing, changes: &mut Vec<FileRecord>, until| {
+                while let Some(Passed::Deleted((record, _))) = listing.pass(until).unwrap() {
+                    changes.push(FileRecord { stored: Storage::Deleted, ..record });
                 }
             };
             for record in now.records() {
                 pass(&mut listing, &mut changes, Some((record.component, record.path.as_str())));
-                let known = listing.take(record.component, &record.path);
-                if known.is_none_or(|(known, _)| known != record) {
+                let known = listing.take(record.component, &record.path).unwrap();
+                if known.is_none_or(|(known, _)| known != *record) {
                     changes.push(record.clone());
                 }
                 listing.push(record, None).unwrap();
@@ -217,8 +234,8 @@ mod tests {
             let listed = listing.finish().unwrap();
             prop_assert_eq!(listed.summary, now.summary());
             prop_assert_eq!(listed.total_files, now.records().len() as u64);
-            let kept = KnownFiles::read(File::open(&path).unwrap(), listed.summary).unwrap();
-            prop_assert_eq!(&kept.files, &now);
+            let kept = KnownFiles::open(&path, listed.summary).unwrap();
+            prop_assert_eq!(&records(&kept), &now);
             let changes = FileList::unsorted(changes);
             prop_assert_eq!(changes.records().is_empty(), before == now);
             prop_assert_eq!(before.after(changes).unwrap(), now);
@@ -230,16 +247,14 @@ mod tests {
         let files = list(&[(0, 1), (3, 2), (5, 3)].into());
         let mut whole = Vec::new();
         KnownFiles::write(&files, &mut whole).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list");
         let read = |bytes: &[u8]| {
-            let mut kept = tempfile::tempfile().unwrap();
-            io::Write::write_all(&mut kept, bytes).unwrap();
-            io::Seek::rewind(&mut kept).unwrap();
-            let mut copy = Vec::new();
-            let copied = KnownFiles::copy(kept.try_clone().unwrap(), &mut copy);
-            io::Seek::rewind(&mut kept).unwrap();
-            let read = KnownFiles::read(kept, files.summary()).map(|known| known.files);
+            std::fs::write(&path, bytes).unwrap();
+            let copied = KnownFiles::copy(File::open(&path).unwrap(), io::sink());
+            let read = KnownFiles::open(&path, files.summary());
             assert_eq!(read.is_some(), copied == Some(files.summary()));
-            read
+            read.map(|known| records(&known))
         };
         assert_eq!(read(&whole), Some(files.clone()));
         for at in 0..whole.len() {

@@ -24,7 +24,6 @@ mod records;
 mod unreadable;
 
 use std::{
-    collections::HashSet,
     fs::{self, File},
     io::{self, BufWriter},
     path::Path,
@@ -34,25 +33,23 @@ use std::{
 use rusqlite::Connection;
 
 use self::{
-    listing::{KnownFile, Listing, Passed},
-    plan::{Content, PlannedSource, SavePlan},
+    listing::{Listing, Passed},
+    plan::{Content, SavePlan},
     records::{owner, record},
 };
 use super::{
     baseline::Baseline,
-    known_files::KnownFiles,
+    known_files::{KnownFile, KnownFiles},
     protocol::{KNOWN_FILES_FILE, Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     restore::lock_against_restores,
 };
 use crate::{
-    archive::{
-        file_list::FileList,
-        file_record::{FileRecord, Storage},
-    },
+    archive::file_record::{FileRecord, Storage},
     error::{Error, Result, Warning},
     project::{
         Component, Project,
         discover::{Source, SourceKind},
+        entry_names::EntryNames,
         file_state::FileState,
     },
     sqlite::{
@@ -79,12 +76,15 @@ pub fn save(
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let _no_restore = lock_against_restores(&project.state_dir(), lock_timeout, cancel)?;
     let base = baseline.as_ref().and_then(Baseline::known_files);
+    let root = project.root();
     let trusted = base.filter(|_| !request.force_read);
     let plan = SavePlan::new(&project, request, trusted, cancel)?;
     responses.message(Message::Planned {
         bytes_total: plan.bytes_total,
     })?;
+    let mut contents = plan.contents;
     let mut saving = Saving {
+        root,
         responses,
         cancel,
         check_source: request.check_source,
@@ -93,7 +93,6 @@ pub fn save(
         takes_over: request.takes_over,
         known: baseline.as_ref(),
         base: baseline.as_ref().filter(|_| base.is_some()),
-        base_files: base.map(|base| &base.files),
         trusted,
         listing: Listing::new(&request.scratch.join(KNOWN_FILES_FILE), base)?,
         passed_bytes: 0,
@@ -104,18 +103,21 @@ pub fn save(
         warnings: plan.warnings,
     };
     saving.keep_closed(&project, &request.selection)?;
-    saving.probe(&plan.sources)?;
-    for planned in plan.sources {
+    saving.probe()?;
+    for source in plan.sources {
         cancel.check()?;
-        saving.send(planned)?;
+        saving.send(&source, contents.remove(&source.path))?;
     }
     saving.pass(None)?;
+    saving.tell_kept();
     saving.write_page_hashes(request)?;
     saving.finish()
 }
 
 /// A backup that is being sent.
 struct Saving<'a> {
+    /// The root of the project.
+    root: &'a Path,
     responses: &'a mut dyn ResponseSink,
     cancel: &'a CancelToken,
     check_source: bool,
@@ -126,16 +128,15 @@ struct Saving<'a> {
     known: Option<&'a Baseline>,
     /// The same, if this backup is incremental: what did not change is left out.
     base: Option<&'a Baseline>,
-    base_files: Option<&'a FileList>,
     /// The files of the base, if those that look unchanged are not read.
     trusted: Option<&'a KnownFiles>,
-    listing: Listing<'a>,
+    listing: Listing,
     /// The size of files that are as in the base, as far as the client does not know it yet.
     passed_bytes: u64,
     /// The page hashes of all databases so far.
     hashes: PageFile,
     /// The entry names that are in use in the archive.
-    entries: HashSet<String>,
+    entries: EntryNames,
     integrity: Integrity,
     counts: Counts,
     warnings: Vec<Warning>,
@@ -150,24 +151,24 @@ struct Counts {
     has_no_page: bool,
 }
 
-impl<'a> Saving<'a> {
-    fn send(&mut self, PlannedSource { source, content }: PlannedSource) -> Result<()> {
+impl Saving<'_> {
+    fn send(&mut self, source: &Source, content: Option<Content>) -> Result<()> {
         match content {
-            Content::Snapshot {
+            Some(Content::Snapshot {
                 snapshot,
                 has_ignored_wal,
-            } => {
+            }) => {
                 if has_ignored_wal {
-                    self.ignored_wal(&source);
+                    self.ignored_wal(source);
                 }
-                self.snapshot(&source, *snapshot)
+                self.snapshot(source, *snapshot)
             }
-            Content::Damaged(copy, error) => self.damaged_database(&source, &copy, error),
-            Content::Companion(_copy, file) => self.companion(&source, &file),
-            Content::AtSource if source.kind == SourceKind::File => {
-                self.file(&source, &source.absolute)
+            Some(Content::Damaged(copy, error)) => self.damaged_database(source, &copy, error),
+            Some(Content::Companion(_copy, file)) => self.companion(source, &file),
+            None if source.kind == SourceKind::File => {
+                self.file(source, &source.absolute(self.root))
             }
-            Content::AtSource => self.node(&source),
+            None => self.node(source),
         }
     }
 
@@ -198,8 +199,9 @@ impl<'a> Saving<'a> {
     fn damaged_database(&mut self, source: &Source, copy: &RawCopy, error: Error) -> Result<()> {
         let found = refused(&copy.database(), error, self.cancel)?;
         if source.component == Component::Database && found.damage.is_empty() {
-            let opened = Connection::open(copy.database())
-                .map_err(|cause| Error::sqlite("open a copy of", &source.absolute, cause))?;
+            let opened = Connection::open(copy.database()).map_err(|cause| {
+                Error::sqlite("open a copy of", &source.absolute(self.root), cause)
+            })?;
             self.count(&opened)?;
         }
         self.found(&source.path, found, Depth::All);
@@ -227,15 +229,15 @@ impl<'a> Saving<'a> {
 
     /// Returns what the base has at the place of a source, after everything before it. The sources
     /// come in the order of the list.
-    fn reach(&mut self, source: &Source) -> Result<Option<KnownFile<'a>>> {
+    fn reach(&mut self, source: &Source) -> Result<Option<KnownFile>> {
         let place = (source.component, source.path.as_str());
         self.pass(Some(place))?;
-        Ok(self.listing.take(place.0, place.1))
+        self.listing.take(place.0, place.1)
     }
 
     /// Sends what the base has before that place, or before the end, and this backup has not.
     fn pass(&mut self, until: Option<(Component, &str)>) -> Result<()> {
-        while let Some(passed) = self.listing.pass(until) {
+        while let Some(passed) = self.listing.pass(until)? {
             match passed {
                 Passed::Deleted(base) => self.vanished(Some(base))?,
                 Passed::Kept(base) => self.keep_under_free_name(base)?,
@@ -245,13 +247,13 @@ impl<'a> Saving<'a> {
     }
 
     /// Sends that this backup lacks what the base has there.
-    fn vanished(&mut self, base: Option<KnownFile<'_>>) -> Result<()> {
+    fn vanished(&mut self, base: Option<KnownFile>) -> Result<()> {
         let Some((record, _)) = base else {
             return Ok(());
         };
         self.unstored(FileRecord {
             stored: Storage::Deleted,
-            ..record.clone()
+            ..record
         })
     }
 
@@ -288,13 +290,13 @@ impl<'a> Saving<'a> {
     /// Sends a directory or a link.
     fn node(&mut self, source: &Source) -> Result<()> {
         let base = self.reach(source)?;
-        let found = match fs::symlink_metadata(&source.absolute) {
+        let found = match fs::symlink_metadata(source.absolute(self.root)) {
             Ok(found) => found,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return self.vanished(base),
             Err(cause) => return self.unreadable(source, base, &cause),
         };
         let record = record(source, &found, 0);
-        if base.is_some_and(|(base, _)| *base == record) {
+        if base.is_some_and(|(base, _)| base == record) {
             return self.same(&record, None);
         }
         self.listing.push(&record, None)?;

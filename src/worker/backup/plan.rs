@@ -1,7 +1,7 @@
 //! Finds what is to be saved, and pins each database to a commit.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
     rc::Rc,
@@ -13,6 +13,7 @@ use crate::{
     project::{
         Component, Project,
         discover::{Source, SourceKind, discover},
+        entry_names::EntryNames,
         file_state::FoundFile,
     },
     sqlite::{
@@ -25,24 +26,21 @@ use crate::{
     worker::{known_files::KnownFiles, protocol::SaveRequest},
 };
 
-/// Everything that is to be saved, in the order of the archive.
+/// Everything that is to be saved.
 pub(super) struct SavePlan {
-    pub sources: Vec<PlannedSource>,
+    /// In the order of the archive.
+    pub sources: Vec<Source>,
+    /// Where the content of some sources is, by their paths. That of the others is where the source
+    /// is.
+    pub contents: HashMap<String, Content>,
     /// The entry names that the sources have in the archive.
-    pub entries: HashSet<String>,
+    pub entries: EntryNames,
     pub bytes_total: u64,
     pub warnings: Vec<Warning>,
 }
 
-pub(super) struct PlannedSource {
-    pub source: Source,
-    pub content: Content,
-}
-
 /// Where the content of a source is read.
 pub(super) enum Content {
-    /// At the path of the source.
-    AtSource,
     Snapshot {
         snapshot: Box<Snapshot>,
         /// SQLite ignores the WAL of this database, although it may contain commits.
@@ -66,99 +64,99 @@ impl SavePlan {
         cancel: &CancelToken,
     ) -> Result<SavePlan> {
         let mut warnings = Vec::new();
-        let is_plain = |component: Component, path: &str, found: &FoundFile| {
-            known.is_some_and(|known| known.unchanged(component, path, found).is_some())
-        };
-        let found = discover(project, &request.selection, &is_plain, &mut warnings)?;
-        warnings.extend(committed_elsewhere(&found));
-        // `ignores_commits` closes a descriptor of the file, so it must run before the file is
-        // opened: closing ends the locks that this process has on it.
-        let ignored: Vec<bool> = found
-            .iter()
-            .map(|source| source.is_database() && in_place::ignores_commits(&source.absolute))
-            .collect();
+        let is_plain = |found: &FoundFile| known.is_some_and(|known| known.is_plain(found));
+        let root = project.root();
+        let sources = discover(project, &request.selection, &is_plain, &mut warnings)?;
+        warnings.extend(committed_elsewhere(root, &sources));
         let mut plan = SavePlan {
-            sources: Vec::new(),
-            entries: found.iter().map(|source| source.entry.clone()).collect(),
+            sources,
+            contents: HashMap::new(),
+            entries: EntryNames::default(),
             bytes_total: 0,
             warnings,
         };
-        for (source, has_ignored_wal) in found.into_iter().zip(ignored) {
-            let content = match source
-                .is_database()
-                .then(|| capture(&source, request, cancel))
-            {
-                // It was removed after it was found, so it is not part of the project any more.
-                Some(Err(_))
-                    if source.component != Component::Database && !source.absolute.exists() =>
-                {
-                    continue;
-                }
-                captured => captured.transpose()?,
-            };
-            plan.bytes_total += size_bytes(&source, content.as_ref());
-            plan.add(source, content, has_ignored_wal);
+        plan.pin_databases(root, request, cancel)?;
+        for source in &plan.sources {
+            plan.entries.take(&source.entry());
+            plan.bytes_total += size_bytes(root, source, plan.contents.get(&source.path));
         }
-        // The WAL of a damaged database need not come directly after it.
-        plan.sources
-            .sort_by(|one, other| one.source.order(&other.source));
         Ok(plan)
     }
 
-    fn add(&mut self, source: Source, content: Option<Capture>, has_ignored_wal: bool) {
+    fn pin_databases(
+        &mut self,
+        root: &Path,
+        request: &SaveRequest,
+        cancel: &CancelToken,
+    ) -> Result<()> {
+        let databases = self.sources.iter().filter(|source| source.is_database());
+        let databases: Vec<Source> = databases.cloned().collect();
+        // `ignores_commits` closes a descriptor of the file, so it must run before the file is
+        // opened: closing ends the locks that this process has on it.
+        let ignored: Vec<bool> = databases
+            .iter()
+            .map(|source| in_place::ignores_commits(&source.absolute(root)))
+            .collect();
+        let mut removed = HashSet::new();
+        for (source, has_ignored_wal) in databases.into_iter().zip(ignored) {
+            let absolute = source.absolute(root);
+            match capture(&absolute, request, cancel) {
+                Ok(content) => self.add(source, content, has_ignored_wal),
+                // It was removed after it was found, so it is not part of the project any more.
+                Err(_) if source.component != Component::Database && !absolute.exists() => {
+                    removed.insert(source.path);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.sources
+            .retain(|source| !source.is_database() || !removed.contains(&source.path));
+        // The WAL of a damaged database need not come directly after it.
+        self.sources.sort_by(Source::order);
+        Ok(())
+    }
+
+    fn add(&mut self, source: Source, content: Capture, has_ignored_wal: bool) {
         let content = match content {
-            None => Content::AtSource,
-            Some(Capture::Snapshot(snapshot)) => Content::Snapshot {
+            Capture::Snapshot(snapshot) => Content::Snapshot {
                 snapshot: Box::new(snapshot),
                 has_ignored_wal,
             },
-            Some(Capture::Damaged(copy, error)) => {
+            Capture::Damaged(copy, error) => {
                 let copy = Rc::new(copy);
                 for (suffix, file) in copy.companions() {
-                    self.sources.push(PlannedSource {
-                        source: companion_of(&source, suffix),
-                        content: Content::Companion(copy.clone(), file),
-                    });
+                    let companion = source.companion(suffix);
+                    let content = Content::Companion(copy.clone(), file);
+                    self.contents.insert(companion.path.clone(), content);
+                    self.sources.push(companion);
                 }
                 Content::Damaged(copy, error)
             }
         };
-        self.sources.push(PlannedSource { source, content });
+        self.contents.insert(source.path, content);
     }
 }
 
-/// Returns the WAL or journal of a damaged database as a source of its own.
-fn companion_of(source: &Source, suffix: &str) -> Source {
-    Source {
-        path: format!("{}{suffix}", source.path),
-        entry: format!("{}{suffix}", source.entry),
-        kind: SourceKind::File,
-        found: None,
-        ..source.clone()
-    }
-}
-
-fn size_bytes(source: &Source, content: Option<&Capture>) -> u64 {
-    match (content, &source.kind) {
-        (Some(Capture::Snapshot(snapshot)), _) => snapshot.size_bytes(),
-        (_, SourceKind::Directory | SourceKind::Link(_)) => 0,
-        _ => {
-            let size = || fs::metadata(&source.absolute).map_or(0, |found| found.len());
-            source.found.map_or_else(size, |found| found.size)
-        }
+fn size_bytes(root: &Path, source: &Source, content: Option<&Content>) -> u64 {
+    match (content, &source.kind, source.found) {
+        (Some(Content::Snapshot { snapshot, .. }), ..) => snapshot.size_bytes(),
+        (_, SourceKind::Directory | SourceKind::Link(_), _) => 0,
+        (.., Some(found)) => found.size,
+        _ => fs::metadata(source.absolute(root)).map_or(0, |found| found.len()),
     }
 }
 
 /// Warns of databases whose users commit to other files than those that are saved.
-fn committed_elsewhere(sources: &[Source]) -> Vec<Warning> {
+fn committed_elsewhere(root: &Path, sources: &[Source]) -> Vec<Warning> {
     let databases: Vec<&Source> = sources
         .iter()
         .filter(|source| source.is_database())
         .collect();
-    let paths: Vec<&Path> = databases
+    let paths: Vec<PathBuf> = databases
         .iter()
-        .map(|source| source.absolute.as_path())
+        .map(|source| source.absolute(root))
         .collect();
+    let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
     let found = wal_in_use::find_all(&paths).into_iter();
     let found = found.filter_map(|(number, found)| Some((databases.get(number)?, found)));
     found
@@ -172,11 +170,11 @@ fn committed_elsewhere(sources: &[Source]) -> Vec<Warning> {
         .collect()
 }
 
-fn capture(source: &Source, request: &SaveRequest, cancel: &CancelToken) -> Result<Capture> {
+fn capture(database: &Path, request: &SaveRequest, cancel: &CancelToken) -> Result<Capture> {
     let conditions = Conditions {
         scratch: &request.scratch,
         lock_timeout: Duration::from_millis(request.lock_timeout_ms),
         with_twin: request.check_source,
     };
-    snapshot::take(&source.absolute, conditions, cancel)
+    snapshot::take(database, conditions, cancel)
 }

@@ -18,7 +18,7 @@ pub(super) fn owner(found: &Metadata) -> Owner {
 /// Returns the record of a source that is saved in full.
 pub(super) fn record(source: &Source, found: &Metadata, size: u64) -> FileRecord {
     FileRecord {
-        entry: source.entry.clone(),
+        entry: source.entry(),
         stored: Storage::Full,
         sha256: None,
         pages: None,

@@ -1,8 +1,8 @@
 //! Keeps what the base has of sources that exist and cannot be read.
 
-use std::{io, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
-use super::{Saving, listing::KnownFile};
+use super::Saving;
 use crate::{
     archive::file_record::{EntryKind, FileRecord},
     error::{Result, Warning, WarningCode},
@@ -13,18 +13,87 @@ use crate::{
         names,
     },
     sqlite::files::COMPANIONS,
+    worker::known_files::KnownFile,
 };
 
+/// What an incremental backup keeps of its base although its sources cannot be read.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// The paths of directories that cannot be read, and whether something below them is kept.
+    closed: BTreeMap<String, bool>,
+    /// The paths of single files.
+    files: Vec<String>,
+    /// What the backup would save.
+    wanted: Option<(Selection, Exclusion)>,
+}
+
+impl Kept {
+    /// Returns whether a record of the base is kept.
+    pub fn takes(&mut self, record: &FileRecord) -> bool {
+        if self.files.contains(&record.path) {
+            return true;
+        }
+        if self.closed.is_empty() {
+            return false;
+        }
+        let is_wanted = self.wanted.as_ref().is_none_or(|(selection, exclusion)| {
+            selection.wants(record.component) && !is_excluded(exclusion, record)
+        });
+        let mut above = record.path.as_str();
+        while let Some((parent, _)) = above.rsplit_once('/') {
+            if let Some(is_used) = self.closed.get_mut(parent).filter(|_| is_wanted) {
+                *is_used = true;
+                return true;
+            }
+            above = parent;
+        }
+        false
+    }
+}
+
 impl Saving<'_> {
+    /// Keeps everything that the base has below directories that could not be read.
+    pub(super) fn keep_closed(&mut self, project: &Project, selection: &Selection) -> Result<()> {
+        if self.base.is_none() {
+            return Ok(());
+        }
+        let closed = self
+            .warnings
+            .iter()
+            .filter(|warning| is_of_unreadable(warning));
+        let paths = closed.filter_map(|warning| Some((warning.path.clone()?, false)));
+        let exclusion = Exclusion::new(project.root(), &selection.exclude_patterns)?;
+        self.listing.kept = Kept {
+            closed: paths.collect(),
+            files: Vec::new(),
+            wanted: Some((selection.clone(), exclusion)),
+        };
+        Ok(())
+    }
+
+    /// Says in the warnings what is kept.
+    pub(super) fn tell_kept(&mut self) {
+        let closed = &self.listing.kept.closed;
+        let warnings = self.warnings.iter_mut();
+        for warning in warnings.filter(|warning| is_of_unreadable(warning)) {
+            let path = warning.path.as_ref();
+            if path.and_then(|path| closed.get(path)) == Some(&true) {
+                warning
+                    .message
+                    .push_str("; the content in the base is kept");
+            }
+        }
+    }
+
     /// Warns of a source that exists and cannot be read. An incremental backup keeps the content
     /// that the base has of it.
     pub(super) fn unreadable(
         &mut self,
         source: &Source,
-        kept: Option<KnownFile<'_>>,
+        base: Option<KnownFile>,
         cause: &io::Error,
     ) -> Result<()> {
-        let what = if kept.is_some() {
+        let what = if base.is_some() {
             "is kept as it is in the base"
         } else {
             "was left out"
@@ -35,77 +104,40 @@ impl Saving<'_> {
             &source.path,
             message,
         ));
-        let (Some(base), Some((kept, state))) = (self.base_files, kept) else {
-            return Ok(());
-        };
+        let Some(base) = base else { return Ok(()) };
+        let kept = &mut self.listing.kept;
+        kept.closed.insert(source.path.clone(), false);
         // The base of a damaged database includes its WAL or journal.
-        let of_damaged = COMPANIONS
-            .iter()
-            .filter(|_| kept.database)
-            .filter_map(|suffix| base.find(&format!("{}{suffix}", source.path)));
-        self.listing
-            .keep(of_damaged.chain(base.below(&source.path)));
-        let record = FileRecord {
-            entry: source.entry.clone(),
-            ..kept.clone()
-        };
-        self.keep(record, (kept, state))
+        if base.0.database {
+            let companions = COMPANIONS.iter();
+            kept.files
+                .extend(companions.map(|suffix| format!("{}{suffix}", source.path)));
+        }
+        self.keep(source.entry(), base)
     }
 
-    /// Adds an entry of the base. `record` is the same, maybe with another entry name.
-    fn keep(&mut self, record: FileRecord, (kept, state): KnownFile<'_>) -> Result<()> {
+    /// Keeps an entry of the base. If a source of this backup has its name, adds `~2`, `~3`, ….
+    pub(super) fn keep_under_free_name(&mut self, base: KnownFile) -> Result<()> {
+        let entry = self.entries.take(&base.0.entry);
+        self.keep(entry, base)
+    }
+
+    /// Adds a record of the base, with that entry name.
+    fn keep(&mut self, entry: String, (record, state): KnownFile) -> Result<()> {
         if let Some(hashes) = self.base.and_then(|base| base.hashes(&record.path)) {
             self.hashes
                 .databases
                 .insert(record.path.clone(), hashes.clone());
         }
-        if record == *kept {
-            self.same(&record, state)
-        } else {
-            self.same_content(record, state)
+        if record.entry == entry {
+            return self.same(&record, state);
         }
+        self.same_content(FileRecord { entry, ..record }, state)
     }
+}
 
-    /// Keeps an entry of the base. If a source of this backup has its name, adds `~2`, `~3`, ….
-    pub(super) fn keep_under_free_name(&mut self, kept: KnownFile<'_>) -> Result<()> {
-        let (record, _) = kept;
-        let mut entry = record.entry.clone();
-        let mut number = 2;
-        while !self.entries.insert(entry.clone()) {
-            entry = format!("{}~{number}", record.entry);
-            number += 1;
-        }
-        let record = FileRecord {
-            entry,
-            ..record.clone()
-        };
-        self.keep(record, kept)
-    }
-
-    /// Keeps everything that the base has below directories that could not be read.
-    pub(super) fn keep_closed(&mut self, project: &Project, selection: &Selection) -> Result<()> {
-        let Some(base) = self.base_files else {
-            return Ok(());
-        };
-        let exclusion = Exclusion::new(project.root(), &selection.exclude_patterns)?;
-        let is_kept = |index: &usize| {
-            base.records().get(*index).is_some_and(|record| {
-                selection.wants(record.component) && !is_excluded(&exclusion, record)
-            })
-        };
-        let is_closed = |warning: &&mut Warning| warning.code == WarningCode::FileUnreadable;
-        for warning in self.warnings.iter_mut().filter(is_closed) {
-            let below = warning.path.as_deref().map(|path| base.below(path));
-            let mut kept = below.into_iter().flatten().filter(is_kept).peekable();
-            if kept.peek().is_some() {
-                warning
-                    .message
-                    .push_str("; the content in the base is kept");
-            }
-            self.listing.keep(kept);
-        }
-        Ok(())
-    }
+fn is_of_unreadable(warning: &Warning) -> bool {
+    warning.code == WarningCode::FileUnreadable
 }
 
 /// Returns whether a pattern excludes the entry, or a directory that contains it.
