@@ -10,22 +10,16 @@ use jiff::Timestamp;
 use super::{
     Backup, Store,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
+    sidecar::{Sidecar, described_beside, sidecar},
     usable,
 };
 use crate::{
-    archive::{
-        encryption,
-        errors::backup_not_found,
-        manifest::Manifest,
-        reader::{MAX_TEXT_BYTES, unreadable},
-    },
+    archive::{encryption, errors::backup_not_found, reader::unreadable},
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::Component,
     util::regular_file,
 };
 
-/// How messages name a manifest that cannot be parsed.
-const BESIDE: &str = "the manifest next to the archive";
 /// The endings that an archive may have outside a store. In a store it has one of `names::ENDINGS`.
 pub(super) const ARCHIVE_ENDINGS: [&str; 4] = [".tar.gz", ".tgz", ".tar.zst", ".tar"];
 
@@ -50,7 +44,9 @@ impl Store {
                 Err(flaw) => listing.unlisted.extend(self.unlisted(name, flaw)),
             }
         }
-        let alone = sidecars.iter().filter(|name| !archives.contains(name));
+        let alone = sidecars
+            .iter()
+            .filter(|name| archives.binary_search(name).is_err());
         listing
             .unlisted
             .extend(alone.filter_map(|name| self.unlisted(name, Flaw::NoArchive)));
@@ -341,13 +337,12 @@ impl Store {
             Err(cause) if is_absent(&cause) => return Err(Flaw::NoArchive),
             Err(cause) => return Err(Flaw::Unread(Error::io("read", &path, cause))),
         };
-        let json = manifest_beside(&path)
-            .map_err(Flaw::Unread)?
-            .ok_or(Flaw::NoManifest)?;
-        let manifest = Manifest::parse(&json, BESIDE).ok();
-        let mut backup = manifest
-            .and_then(|manifest| Backup::new(path, manifest))
-            .ok_or(Flaw::Misfit)?;
+        let manifest = match sidecar(&path).map_err(Flaw::Unread)? {
+            Sidecar::Manifest(manifest) => *manifest,
+            Sidecar::Missing => return Err(Flaw::NoManifest),
+            Sidecar::Invalid => return Err(Flaw::Misfit),
+        };
+        let mut backup = Backup::new(path, manifest).ok_or(Flaw::Misfit)?;
         backup.linked_to = Some(end).filter(|end| *end != backup.path);
         let fits =
             backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id);
@@ -561,41 +556,4 @@ pub(super) fn sort(backups: &mut [Backup], now: Timestamp) {
             .cmp(&b.is_ahead(now))
             .then_with(|| age(a, b))
     });
-}
-
-/// Returns the path of the sidecar of `archive`.
-pub fn manifest_path(archive: &Path) -> PathBuf {
-    let mut path = archive.as_os_str().to_os_string();
-    path.push(MANIFEST_SUFFIX);
-    path.into()
-}
-
-/// Parses the sidecar of an archive, if there is one. `KG_PERMISSION_DENIED` or `KG_IO` if it
-/// cannot be read.
-pub fn described_beside(archive: &Path) -> Result<Option<Manifest>> {
-    Ok(manifest_beside(archive)?.and_then(|json| Manifest::parse(&json, BESIDE).ok()))
-}
-
-/// Returns the text of the sidecar, if there is one. The text is empty if the sidecar is not a
-/// regular file or is too long for a manifest. `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be
-/// read.
-pub fn manifest_beside(archive: &Path) -> Result<Option<Vec<u8>>> {
-    let path = match led_to(&manifest_path(archive), &[MANIFEST_SUFFIX]) {
-        Ok(path) => path,
-        Err(Flaw::Unread(error)) => return Err(error),
-        Err(_) => return Ok(Some(Vec::new())),
-    };
-    let read = || -> io::Result<Vec<u8>> {
-        let found = fs::metadata(&path)?;
-        let mut text = Vec::new();
-        if found.is_file() && found.len() <= MAX_TEXT_BYTES {
-            text = regular_file::read(&regular_file::open(&path)?, MAX_TEXT_BYTES)?;
-        }
-        Ok(text)
-    };
-    match read() {
-        Ok(text) => Ok(Some(text)),
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(Error::io("read", &path, cause)),
-    }
 }

@@ -22,6 +22,7 @@ mod lock;
 mod names;
 mod pins;
 pub mod retention;
+mod sidecar;
 mod usable;
 mod write;
 mod write_behind;
@@ -38,10 +39,11 @@ use serde::Serialize;
 #[cfg(not(without_internals))]
 pub use self::archive_file::ArchiveFile;
 pub use self::{
-    catalog::{Flaw, Listing, Unlisted, described_beside, manifest_beside},
+    catalog::{Flaw, Listing, Unlisted},
     lock::StoreLock,
     names::is_id,
     pins::Pin,
+    sidecar::{described_beside, manifest_beside},
     usable::{broken_chains, good, newest_good, passed_over, passed_over_warning},
     write::{NewBackup, Removal},
 };
@@ -513,7 +515,7 @@ impl Backup {
             id: manifest.id,
             kind: manifest.kind,
             size: archive.size,
-            sidecar_size: fs::metadata(catalog::manifest_path(&path))
+            sidecar_size: fs::metadata(sidecar::manifest_path(&path))
                 .map_or(0, |found| found.len()),
             checksum: format!(
                 "{}{}",

@@ -13,11 +13,10 @@ use nix::unistd::geteuid;
 use super::{
     Backup, Store, StoreLock,
     archive_file::ArchiveFile,
-    catalog::{
-        self, ARCHIVE_ENDINGS, Flaw, Listing, assert_none_unread_after, led_to, manifest_path,
-    },
+    catalog::{self, ARCHIVE_ENDINGS, Flaw, Listing, assert_none_unread_after, led_to},
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
     pins::pin_path,
+    sidecar::manifest_path,
     usable,
 };
 use crate::{
