@@ -513,6 +513,43 @@ test('an archive that does not match the base it names is not a backup', async (
   }
 });
 
+test('a path that belongs to another part of the project than in the base is restored', async () => {
+  const { root, manager, incremental, at } = setUp({ nodes: 200 });
+  fillDatabase(at('plugins/own.db'), { nodes: 400 });
+  mkdirSync(at('terms.json'));
+  writeFileSync(at('terms.json/one'), 'one');
+  const states = [{ backup: await manager.createBackup(), is: contents(root) }];
+  const save = async () => states.push({ backup: await incremental(), is: contents(root) });
+  // Each of the two databases becomes, or was, the graph database.
+  const settings = readFileSync(at('config.json'), 'utf8');
+  writeFileSync(at('config.json'), '{"database":{"path":".kg/plugins/own.db"}}');
+  await save();
+  change(at('plugins/own.db'), "UPDATE nodes SET title = 'changed' WHERE rowid % 50 = 0");
+  await save();
+  writeFileSync(at('config.json'), settings);
+  await save();
+  // A JSON file directly below `.kg` is configuration, a directory of that name is not.
+  rmSync(at('terms.json'), { recursive: true });
+  writeFileSync(at('terms.json'), '[]');
+  await save();
+  rmSync(at('terms.json'));
+  mkdirSync(at('terms.json'));
+  await save();
+  for (const { backup, is } of states) {
+    expect((await manager.checkBackup(backup.path)).problems, backup.id).toEqual([]);
+    const { target } = await restored(manager, backup);
+    expect(contents(target), backup.id).toEqual(is);
+  }
+  const script = readFileSync(path.join(repository, 'docs/reference/format.md'), 'utf8')
+    .split('```python\n')[1]
+    .split('```')[0];
+  const target = path.join(temporaryDirectory(), 'target');
+  const unpack = ['-c', script, states.at(-2).backup.path, target];
+  run('python3', unpack);
+  expect(readFileSync(path.join(target, '.kg/terms.json'), 'utf8')).toBe('[]');
+  expect(integrityOf(path.join(target, '.kg/plugins/own.db'))).toBe('ok');
+});
+
 test('random changes over a long chain are all restored', async () => {
   const { root, manager, incremental, database, at } = setUp({ nodes: 400 });
   let state = 7;

@@ -215,7 +215,11 @@ fn next_state(
     let (mut databases, mut known) = (before.databases, BTreeMap::new());
     for record in files.records() {
         let base = databases.remove(&record.path);
-        let pages = match (record.stored, entries.remove(&record.entry)) {
+        // The entry of a deleted file may have the name of a new one.
+        let own = record
+            .entry_size()
+            .and_then(|_| entries.remove(&record.entry));
+        let pages = match (record.stored, own) {
             (Storage::Unchanged, _) => base,
             (Storage::Full, Some(Collected::Database(pages))) if record.database => Some(pages),
             (Storage::Full | Storage::Deleted, _) => None,

@@ -150,9 +150,11 @@ impl Saving<'_> {
         fast_check: Option<&mut FastCheck>,
     ) -> Result<Option<Depth>> {
         let known = self.reach(source)?.map(|(record, _)| record);
-        let hashes = match self.base.and_then(|base| base.hashes(&source.path)) {
+        let base = self.base.and_then(|base| base.hashes(&source.path));
+        // A database that belonged to another component has no record there that could stay.
+        let hashes = match base.zip(known) {
             Some(base) => {
-                self.changed_pages(source, snapshot, (base, known), looks_unchanged, fast_check)?
+                self.changed_pages(source, snapshot, base, looks_unchanged, fast_check)?
             }
             None => self.all_pages(source, snapshot, looks_unchanged, fast_check)?,
         };
@@ -218,7 +220,7 @@ impl Saving<'_> {
         &mut self,
         source: &Source,
         snapshot: &mut Snapshot,
-        (base, known): (&DatabaseHashes, Option<FileRecord>),
+        (base, known): (&DatabaseHashes, FileRecord),
         looks_unchanged: bool,
         fast_check: Option<&mut FastCheck>,
     ) -> Result<DatabaseHashes> {
@@ -243,7 +245,7 @@ impl Saving<'_> {
         record.sha256 = Some(digest_of(&hashes)?);
         record.blocks = Some(Box::new(Blocks::from(&hashes.blocks)));
         if is_same {
-            if known.as_ref() == Some(&record) {
+            if known == record {
                 self.same(&record, None)?;
             } else {
                 self.same_content(record, None)?;
