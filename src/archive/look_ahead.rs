@@ -6,21 +6,22 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
     path::Path,
 };
+
+use flate2::read::MultiGzDecoder;
 
 use super::{
     file_list::{FILE_LIST_ENTRY, FileList, ListParser},
     first_format,
     manifest::Manifest,
+    seal::Container,
     tar_entries::{Entries, TarItem},
 };
 use crate::util::regular_file;
 
 const READ_BYTES: usize = 128 * 1024;
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-const ZSTD_SKIPPABLE: [u8; 4] = [0x50, 0x2a, 0x4d, 0x18];
 
 /// Returns the list of an archive. `json` is the text of its sidecar, and `beside` the manifest in
 /// it. `None` if the sidecar does not tell where the list is, or if there is none.
@@ -32,22 +33,19 @@ pub fn file_list(archive: &Path, json: &[u8], beside: &Manifest) -> Option<FileL
         return Some(files);
     }
     let offset = beside.archive.as_ref()?.list_offset?;
-    let mut file = regular_file::open_linked(archive).ok()?;
-    file.seek(SeekFrom::Start(offset)).ok()?;
-    read_list(decompressed(file)?)
+    let file = regular_file::open_linked(archive).ok()?;
+    read_list(decompressed(file, offset)?)
 }
 
-fn decompressed(mut file: File) -> Option<Box<dyn Read>> {
-    let mut magic = [0; 4];
-    let start = file.stream_position().ok()?;
-    file.read_exact(&mut magic).ok()?;
-    file.seek(SeekFrom::Start(start)).ok()?;
-    Some(if magic.starts_with(&GZIP_MAGIC) {
-        Box::new(flate2::read::MultiGzDecoder::new(file))
-    } else if magic == ZSTD_MAGIC || magic == ZSTD_SKIPPABLE {
-        Box::new(zstd::Decoder::new(file).ok()?)
-    } else {
-        Box::new(file)
+/// Decompresses a file from the block at `offset` on.
+fn decompressed(mut file: File, offset: u64) -> Option<Box<dyn Read>> {
+    let mut start = [0; 4];
+    file.read_exact_at(&mut start, offset).ok()?;
+    file.seek(SeekFrom::Start(offset)).ok()?;
+    Some(match Container::of(&start) {
+        Container::Gzip => Box::new(MultiGzDecoder::new(file)),
+        Container::Zstd => Box::new(zstd::Decoder::new(file).ok()?),
+        Container::Plain => Box::new(file),
     })
 }
 

@@ -1,9 +1,9 @@
 //! The container: the format of a backup in bytes.
 //!
 //! An archive is a tar of entries, then `files.jsonl`, `manifest.json` and `checksums.sha256`. The
-//! tar is stored as a gzip or zstd stream of independent blocks, or plain. A seal ends the archive: the digest of
-//! everything before it, placed so that every unpacker skips it. `docs/reference/format.md` defines
-//! the format to the byte.
+//! tar is stored as a gzip or zstd stream of independent blocks, or plain. A seal ends the archive:
+//! the digest of everything before it, placed so that every unpacker skips it.
+//! `docs/reference/format.md` defines the format to the byte.
 //!
 //! ```text
 //! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file
@@ -12,7 +12,6 @@
 //!
 //! * Writing: [`writer`], [`block_writer`], [`block`], [`reuse`].
 //! * Reading: [`reader`], [`block_reader`], [`block`], [`extract`], [`sparse`], [`look_ahead`].
-//!
 //! * Describing: [`manifest`] and [`file_list`], which consists of [`file_record`]s;
 //!   [`first_format`] reads older ones.
 //!

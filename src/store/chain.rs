@@ -97,28 +97,18 @@ fn broken(member: &Path, what: String) -> Error {
 }
 
 /// The state that the newest member of a chain describes.
-#[derive(Default)]
 pub struct ChainState {
     /// Everything that a restore puts back, in order.
     pub files: FileList,
-    databases: BTreeMap<String, PageHashes>,
+    /// The page hashes of all databases. They name no archive.
+    pub page_hashes: PageFile,
 }
 
-impl ChainState {
-    /// Returns the page hashes of all databases. They name no archive.
-    pub fn page_hashes(&self) -> PageFile {
-        let of_pages = |(path, pages): (&String, &PageHashes)| {
-            let hashes = DatabaseHashes {
-                pages: pages.clone(),
-                ..DatabaseHashes::default()
-            };
-            (path.clone(), hashes)
-        };
-        PageFile {
-            archive: String::new(),
-            databases: self.databases.iter().map(of_pages).collect(),
-        }
-    }
+/// The state at one member of a chain.
+#[derive(Default)]
+struct LinkState {
+    files: FileList,
+    databases: BTreeMap<String, PageHashes>,
 }
 
 /// Reads and verifies all members. The state is `None` if an archive has problems or does not fit
@@ -129,7 +119,7 @@ pub fn read_state(
     context: &OperationContext,
 ) -> Result<(Vec<Report>, Option<ChainState>)> {
     let mut reports = Vec::new();
-    let mut state = Some(ChainState::default());
+    let mut state = Some(LinkState::default());
     let mut before: Option<String> = None;
     for member in members {
         let beside = manifest_beside(member)?;
@@ -159,13 +149,23 @@ pub fn read_state(
         before = Some(format!("{DIGEST_PREFIX}{}", report.sha256));
         reports.push(report);
     }
-    if let (Some(known), Some(newest)) = (&state, reports.last()) {
-        let is_described = newest
-            .manifest
-            .as_ref()
-            .is_some_and(|manifest| describes(manifest, &known.files));
-        state = state.filter(|_| is_described);
-    }
+    let newest = reports.last().and_then(|report| report.manifest.as_ref());
+    let state =
+        state.filter(|state| newest.is_some_and(|manifest| describes(manifest, &state.files)));
+    let of_pages = |(path, pages)| {
+        let hashes = DatabaseHashes {
+            pages,
+            ..DatabaseHashes::default()
+        };
+        (path, hashes)
+    };
+    let state = state.map(|LinkState { files, databases }| ChainState {
+        files,
+        page_hashes: PageFile {
+            archive: String::new(),
+            databases: databases.into_iter().map(of_pages).collect(),
+        },
+    });
     Ok((reports, state))
 }
 
@@ -191,9 +191,9 @@ fn next_list(
         let index = before.find(&record.path)?;
         before.records().get(index)
     };
-    for record in files.records() {
+    let of_others = |record: &&FileRecord| record.stored != Storage::Full;
+    for record in files.records().iter().filter(of_others) {
         match (record.stored, of_base(record)) {
-            (Storage::Full, _) => {}
             (Storage::Unchanged, Some(base)) if base.sha256 == record.sha256 => {}
             (Storage::Delta, Some(_)) => {}
             _ => return Err(format!("keeps {}, which differs in the base", record.path)),
@@ -207,11 +207,11 @@ fn next_list(
 
 /// Returns `None` if the member does not fit the one before it.
 fn next_state(
-    before: ChainState,
+    before: LinkState,
     manifest: &Manifest,
     files: FileList,
     mut entries: HashMap<String, Collected>,
-) -> Option<ChainState> {
+) -> Option<LinkState> {
     let (mut databases, mut known) = (before.databases, BTreeMap::new());
     for record in files.records() {
         let base = databases.remove(&record.path);
@@ -238,7 +238,7 @@ fn next_state(
     if manifest.based_on.is_some() && manifest.format != FIRST_FORMAT {
         known.extend(databases);
     }
-    Some(ChainState {
+    Some(LinkState {
         files: next_list(before.files, manifest, files).ok()?,
         databases: known,
     })

@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 
+use super::hex::hex;
+
 const BYTES: usize = 32;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,15 +27,7 @@ impl<T: Into<[u8; BYTES]>> From<T> for Sha256Digest {
 
 impl fmt::Display for Sha256Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = [0; 2 * BYTES];
-        for (byte, pair) in self.0.iter().zip(text.as_chunks_mut().0) {
-            *pair = [
-                DIGITS[usize::from(byte >> 4)],
-                DIGITS[usize::from(byte & 15)],
-            ];
-        }
-        f.write_str(&String::from_utf8_lossy(&text))
+        f.write_str(&hex(&self.0))
     }
 }
 

@@ -43,36 +43,22 @@ fn parse_state(text: &[u8]) -> Option<FileState> {
 
 /// Writes such a list. The records must come in order.
 pub struct KnownFilesWriter<W: Write> {
-    list: ListWriter<Line>,
+    /// The line that is being written.
+    list: ListWriter<Vec<u8>>,
     out: zstd::Encoder<'static, W>,
-}
-
-/// The line that is being written.
-#[derive(Default)]
-struct Line(Vec<u8>);
-
-impl Write for Line {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 impl<W: Write> KnownFilesWriter<W> {
     pub fn new(out: W) -> io::Result<Self> {
         Ok(KnownFilesWriter {
-            list: ListWriter::new(Line::default()),
+            list: ListWriter::new(Vec::new()),
             out: zstd::Encoder::new(out, LEVEL)?,
         })
     }
 
     pub fn push(&mut self, record: &FileRecord, state: Option<FileState>) -> io::Result<()> {
         self.list.push(record)?;
-        let Line(line) = self.list.out();
+        let line = self.list.out();
         if let Some(FileState { inode, changed }) = state {
             line.pop();
             let (seconds, nanoseconds) = changed;
@@ -106,12 +92,12 @@ pub struct KnownFiles {
 
 impl KnownFiles {
     /// Writes a list whose files are in no known state.
-    pub fn write(files: &FileList, out: impl Write) -> io::Result<()> {
+    pub fn write(files: &FileList, out: impl Write) -> io::Result<FileListSummary> {
         let mut writer = KnownFilesWriter::new(out)?;
         for record in files.records() {
             writer.push(record, None)?;
         }
-        writer.finish().map(drop)
+        writer.finish()
     }
 
     /// Opens the list at `path`. `None` if it is damaged or not the expected one.
@@ -174,20 +160,16 @@ impl KnownFiles {
         })
     }
 
-    /// Copies a list. `None` if it is damaged; the caller must discard the copy then.
-    pub fn copy(from: File, out: impl Write) -> Option<FileListSummary> {
-        read_lines(Tee { from, out }, |_, _| {})
-    }
-
-    /// Returns the records of the databases. `None` if the list is damaged or not the expected one.
-    pub fn databases(from: File, expected: FileListSummary) -> Option<Vec<FileRecord>> {
+    /// Copies a list, and returns the records of its databases. `None` if it is damaged; the caller
+    /// must discard the copy then.
+    pub fn copy(from: File, out: impl Write) -> Option<(FileListSummary, Vec<FileRecord>)> {
         let mut databases = Vec::new();
-        let found = read_lines(from, |json, _| {
+        let summary = read_lines(Tee { from, out }, |json, _| {
             if memchr::memmem::find(json, DATABASE_MARK).is_some() {
                 databases.extend(serde_json::from_slice::<FileRecord>(json));
             }
         })?;
-        (found == expected).then_some(databases)
+        Some((summary, databases))
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
         encryption::{Keys, read::Closed},
         errors::checksum_mismatch,
         file_list::FileListSummary,
+        file_record::FileRecord,
         manifest::{BackupType, DIGEST_PREFIX, Manifest},
         reader::{Discard, read_archive, unreadable},
         reuse::ReuseSource,
@@ -22,7 +23,11 @@ use crate::{
     commands::own_backups::own_backups,
     error::{Code, Error, Result},
     project::Project,
-    store::{Backup, Store, chain, described_beside, manifest_beside},
+    store::{
+        Backup, Store,
+        chain::{self, ChainState},
+        described_beside, manifest_beside,
+    },
     util::{
         operation::{CancelToken, OperationContext, Phase},
         regular_file,
@@ -207,41 +212,46 @@ impl IncrementalBase {
         keys: &Keys,
         context: &OperationContext,
     ) -> Result<PathBuf> {
-        let cached = self.manifest.file_list.filter(|summary| {
-            page_cache::copy_hashes(project, &self.backup, scratch)
-                && page_cache::copy_files(project, &self.backup, *summary, scratch)
+        let cached = self.manifest.file_list.and_then(|summary| {
+            if !page_cache::copy_hashes(project, &self.backup, scratch) {
+                return None;
+            }
+            let databases = page_cache::copy_files(project, &self.backup, summary, scratch)?;
+            Some((summary, databases))
         });
-        let summary = match cached {
-            Some(summary) => summary,
+        let (summary, databases) = match cached {
+            Some(cached) => cached,
             None => self.read_chain(scratch, keys, context)?,
         };
-        let written = page_cache::write_base(&self.manifest, summary, scratch)?;
-        written.ok_or_else(|| Error::internal("The list of the base was not written as it is"))
+        page_cache::write_base(&self.manifest, summary, databases, scratch)
     }
 
-    /// Computes the page hashes and the list of files of the base from its chain.
+    /// Computes the page hashes and the list of files of the base from its chain. Returns what
+    /// identifies the list, and the records of its databases.
     fn read_chain(
         &self,
         scratch: &Path,
         keys: &Keys,
         context: &OperationContext,
-    ) -> Result<FileListSummary> {
+    ) -> Result<(FileListSummary, Vec<FileRecord>)> {
         let (reports, state) = chain::read_state(&self.members, keys, context)?;
         for (report, link) in reports.into_iter().zip(&self.members) {
             report.intact(link)?;
         }
         let what = "the backups that it depends on do not match it";
-        let state = state.ok_or_else(|| unusable(&self.backup, what))?;
-        let hashes = scratch.join(page_cache::HASHES_FILE);
+        let ChainState { files, page_hashes } =
+            state.ok_or_else(|| unusable(&self.backup, what))?;
         let create = |path: &Path| fs::File::create(path).map(BufWriter::new);
-        create(&hashes)
-            .and_then(|out| state.page_hashes().write(out))
-            .map_err(|cause| Error::io("write", &hashes, cause))?;
-        let files = scratch.join(page_cache::FILES_FILE);
-        create(&files)
-            .and_then(|out| KnownFiles::write(&state.files, out))
-            .map_err(|cause| Error::io("write", &files, cause))?;
-        Ok(state.files.summary())
+        let path = scratch.join(page_cache::HASHES_FILE);
+        create(&path)
+            .and_then(|out| page_hashes.write(out))
+            .map_err(|cause| Error::io("write", &path, cause))?;
+        let path = scratch.join(page_cache::FILES_FILE);
+        let summary = create(&path)
+            .and_then(|out| KnownFiles::write(&files, out))
+            .map_err(|cause| Error::io("write", &path, cause))?;
+        let records = files.into_records().into_iter();
+        Ok((summary, records.filter(|record| record.database).collect()))
     }
 }
 

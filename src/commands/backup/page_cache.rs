@@ -7,13 +7,17 @@
 
 use std::{
     fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use sha2::{Digest, Sha256};
 
 use crate::{
-    archive::{file_list::FileListSummary, manifest::Manifest, reader::MAX_TEXT_BYTES},
+    archive::{
+        file_list::FileListSummary, file_record::FileRecord, manifest::Manifest,
+        reader::MAX_TEXT_BYTES,
+    },
     error::Result,
     project::{PAGE_CACHE_DIR, Project, STATE_DIR},
     sqlite::page_hashes::PageFile,
@@ -57,14 +61,11 @@ pub(super) fn load(
         let Some((manifest, summary)) = manifest.zip(summary) else {
             return Ok(None);
         };
-        let files = regular_file::open(&files_file(project, &backup)).ok();
-        let Some(databases) = files.and_then(|files| KnownFiles::databases(files, summary)) else {
+        let Some(databases) = copy_list(project, &backup, summary, io::sink()) else {
             return Ok(None);
         };
         let baseline = BaselineFile::new(&manifest, databases, HASHES_FILE);
-        let path = scratch.join(BASELINE_FILE);
-        baseline.write(&path)?;
-        return Ok(Some((path, backup.checksum)));
+        return Ok(Some((write(&baseline, scratch)?, backup.checksum)));
     }
     Ok(None)
 }
@@ -74,32 +75,40 @@ pub(super) fn load(
 pub(super) fn write_base(
     manifest: &Manifest,
     summary: FileListSummary,
+    databases: Vec<FileRecord>,
     scratch: &Path,
-) -> Result<Option<PathBuf>> {
-    let files = fs::File::open(scratch.join(FILES_FILE)).ok();
-    let Some(databases) = files.and_then(|files| KnownFiles::databases(files, summary)) else {
-        return Ok(None);
-    };
-    let baseline =
-        BaselineFile::new(manifest, databases, HASHES_FILE).with_known_files(FILES_FILE, summary);
-    let path = scratch.join(BASELINE_FILE);
-    baseline.write(&path)?;
-    Ok(Some(path))
+) -> Result<PathBuf> {
+    let baseline = BaselineFile::new(manifest, databases, HASHES_FILE);
+    write(&baseline.with_known_files(FILES_FILE, summary), scratch)
 }
 
-/// Copies the cached list of files of `backup` into `scratch`. Returns `false` if there is none, or
-/// if it is not the one that the manifest describes.
+fn write(baseline: &BaselineFile, scratch: &Path) -> Result<PathBuf> {
+    let path = scratch.join(BASELINE_FILE);
+    baseline.write(&path)?;
+    Ok(path)
+}
+
+/// Copies the cached list of files of `backup` into `scratch`, and returns the records of its
+/// databases. `None` if there is none, or if it is not the expected one.
 pub(super) fn copy_files(
     project: &Project,
     backup: &Backup,
     expected: FileListSummary,
     scratch: &Path,
-) -> bool {
-    let copy = || {
-        let kept = regular_file::open(&files_file(project, backup)).ok()?;
-        KnownFiles::copy(kept, fs::File::create(scratch.join(FILES_FILE)).ok()?)
-    };
-    copy() == Some(expected)
+) -> Option<Vec<FileRecord>> {
+    let copy = fs::File::create(scratch.join(FILES_FILE)).ok()?;
+    copy_list(project, backup, expected, copy)
+}
+
+fn copy_list(
+    project: &Project,
+    backup: &Backup,
+    expected: FileListSummary,
+    out: impl Write,
+) -> Option<Vec<FileRecord>> {
+    let kept = regular_file::open(&files_file(project, backup)).ok()?;
+    let (summary, databases) = KnownFiles::copy(kept, out)?;
+    (summary == expected).then_some(databases)
 }
 
 /// Copies the cached page hashes of `backup` into `scratch`. Returns `false` if there are none, or
