@@ -1056,7 +1056,7 @@ export interface Manifest {
   contents: BackupContents;
   /**
    * The sizes and counts of the backup. In a manifest, `compressedSize` is the size of the archive
-   * before its manifest.
+   * before its list of files.
    */
   stats: BackupStats;
   /**

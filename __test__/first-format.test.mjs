@@ -141,7 +141,7 @@ test('archives of the first format are listed, verified and restored, also in pa
   ]);
 });
 
-test('a backup can rest on archives of the first format, and a full one can replace them', async () => {
+test('a backup of the first format can be a base, and a full one can replace its chain', async () => {
   const { manager, states, save, at } = await makeChain();
   writeFileSync(at('plugins/round'), 'changed again');
   rmSync(at('plugins/new'));

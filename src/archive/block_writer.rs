@@ -52,8 +52,6 @@ pub struct Written {
     /// Root of its blocks, see [`super::block_digest`]. `None` for an archive without blocks and
     /// for an encrypted archive.
     pub root: Option<[u8; DIGEST_BYTES]>,
-    /// Offset of the block that begins with the list of files. `None` if it is not known.
-    pub list_offset: Option<u64>,
     /// Number of bytes that were reused from an earlier archive.
     pub reused_bytes: u64,
 }
@@ -67,7 +65,7 @@ impl Written {
             size: self.file.size_bytes,
             sha256: hex(&self.file.sha256),
             root,
-            list_offset: self.list_offset,
+            list_offset: None,
         }
     }
 }
@@ -368,7 +366,6 @@ impl Output {
         Ok(Written {
             file: transformed.unwrap_or(archive),
             root: has_blocks.then(|| self.root.finalize().into()),
-            list_offset: None,
             reused_bytes: self.reused,
         })
     }

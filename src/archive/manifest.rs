@@ -151,7 +151,7 @@ pub struct Stats {
     /// Size of those files in bytes, as they are restored.
     pub total_size: u64,
     /// In a sidecar, the size of the archive. Inside the archive, the number of bytes before the
-    /// manifest.
+    /// list of files.
     pub compressed_size: u64,
     pub node_count: u64,
     pub edge_count: u64,
@@ -189,8 +189,8 @@ pub struct ArchiveRecord {
     /// without blocks, for an encrypted archive, and if the sidecar was rebuilt from the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
-    /// Offset of the block that begins with the list of files. Absent in the first format, for an
-    /// encrypted archive, and if the sidecar was rebuilt from the archive.
+    /// Offset of the block that begins with the list of files. Absent in the first format and for an
+    /// encrypted archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list_offset: Option<u64>,
 }
@@ -267,8 +267,19 @@ impl Manifest {
             },
             warnings: Vec::new(),
             recipients: Vec::new(),
+            // The offset is that in the decrypted archive.
+            archive: self.archive.clone().map(|archive| ArchiveRecord {
+                list_offset: None,
+                ..archive
+            }),
             ..self.clone()
         }
+    }
+
+    /// Returns the offset of the block that begins with the list of files, for the manifest inside
+    /// an archive: everything before the manifest and that list has this size.
+    pub fn list_offset(&self) -> Option<u64> {
+        (self.format != FIRST_FORMAT).then_some(self.stats.compressed_size)
     }
 }
 

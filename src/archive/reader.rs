@@ -125,17 +125,20 @@ pub fn read_archive(
     let manifest = parse_manifest(path, facts.sealed, &mut contents)?;
     verify::damages(decoder.damages(), &mut contents);
     verify::seal(&facts, &mut contents);
-    verify::beside(&facts, manifest.as_ref(), beside, &mut contents);
-    verify::name(path, &facts, &mut contents);
-    let files = match &manifest {
-        Some(manifest) => {
-            let files = read_list(manifest, &mut contents);
-            verify::beside_list(&files, facts.encrypted, beside, &mut contents);
-            verify::entries(manifest, &files, &mut contents);
-            files
-        }
-        None => FileList::default(),
+    let files = manifest.as_ref().map_or_else(
+        || Ok(FileList::default()),
+        |manifest| read_list(manifest, &mut contents),
+    );
+    let (files, problem) = match files {
+        Ok(files) => (files, None),
+        Err(problem) => (FileList::default(), Some(problem)),
     };
+    verify::beside(&facts, manifest.as_ref(), &files, beside, &mut contents);
+    verify::name(path, &facts, &mut contents);
+    contents.problems.extend(problem);
+    if let Some(manifest) = &manifest {
+        verify::entries(manifest, &files, &mut contents);
+    }
     Ok(Report {
         manifest,
         files,
@@ -168,20 +171,21 @@ fn parse_manifest(
 }
 
 /// Returns the list of files. A missing or invalid one is a problem of the archive.
-fn read_list(manifest: &Manifest, contents: &mut Contents) -> FileList {
+fn read_list(
+    manifest: &Manifest,
+    contents: &mut Contents,
+) -> std::result::Result<FileList, Problem> {
     let (list, text) = (contents.list.take(), contents.manifest.as_deref());
-    let first = text.and_then(|json| first_format::file_list(json, manifest));
-    let problem = match (first, list) {
-        (Some(files), _) => return files,
-        (None, None) => "It contains no list of files".into(),
-        (None, Some(list)) => match list.finish() {
-            Ok(files) => return files,
-            Err(what) => format!("The list of files {what}"),
-        },
+    if let Some(files) = text.and_then(|json| first_format::file_list(json, manifest)) {
+        return Ok(files);
+    }
+    let files = match list {
+        Some(list) => list
+            .finish()
+            .map_err(|what| format!("The list of files {what}")),
+        None => Err("It contains no list of files".into()),
     };
-    let problem = Problem::of_archive(ProblemCode::Structure, problem);
-    contents.problems.push(problem);
-    FileList::default()
+    files.map_err(|problem| Problem::of_archive(ProblemCode::Structure, problem))
 }
 
 /// Reports on an encrypted archive that cannot be opened. The sidecar shows whether the key is
@@ -204,7 +208,7 @@ fn closed_archive(
     context.cancel.check()?;
     let facts = facts.map_err(|cause| unreadable(path, cause))?;
     let mut contents = Contents::default();
-    verify::beside(&facts, None, beside, &mut contents);
+    verify::beside(&facts, None, &FileList::default(), beside, &mut contents);
     match closed {
         Closed::Key(error) if contents.problems.is_empty() => return Err(error),
         Closed::Damaged(what) => {

@@ -62,15 +62,17 @@ pub fn seal(facts: &FileFacts, contents: &mut Contents) {
         .push(Problem::of_archive(ProblemCode::Archive, message));
 }
 
-/// Compares the file and the manifest inside it with the sidecar, whose text is `beside`.
+/// Compares the file, and the manifest and the list inside it, with the sidecar, whose text is
+/// `json`.
 pub fn beside(
     facts: &FileFacts,
     inside: Option<&Manifest>,
-    beside: Option<&[u8]>,
+    files: &FileList,
+    json: Option<&[u8]>,
     contents: &mut Contents,
 ) {
-    let Some(beside) = beside else { return };
-    let parsed = Manifest::parse(beside, "the manifest next to the archive").ok();
+    let Some(json) = json else { return };
+    let parsed = Manifest::parse(json, "the manifest next to the archive").ok();
     let Some((mut beside, archive)) =
         parsed.and_then(|manifest| Some((manifest.without_archive(), manifest.archive?)))
     else {
@@ -95,36 +97,18 @@ pub fn beside(
     if let Some(inside) = inside {
         let outside = facts.encrypted.then(|| inside.public_sidecar());
         let inside = outside.as_ref().unwrap_or(inside);
-        // This field differs by design: see `Stats::compressed_size`.
-        let list_offset = inside.stats.compressed_size;
+        // Only the first format lists the files there too.
+        let is_listed = facts.encrypted
+            || first_format::file_list(json, &beside).is_none_or(|listed| listed == *files);
         let expected = beside.stats.compressed_size == archive.size
-            && archive
-                .list_offset
-                .is_none_or(|offset| offset == list_offset);
+            && (archive.list_offset.is_none() || archive.list_offset == inside.list_offset());
+        // This field differs by design: see `Stats::compressed_size`.
         beside.stats.compressed_size = inside.stats.compressed_size;
-        if !expected || *inside != beside {
+        if !is_listed || !expected || *inside != beside {
             contents.problems.push(sidecar(
                 "The manifest next to the archive differs from the manifest inside",
             ));
         }
-    }
-}
-
-/// Compares the list inside with that of a sidecar of the first format.
-pub fn beside_list(
-    inside: &FileList,
-    is_encrypted: bool,
-    beside: Option<&[u8]>,
-    contents: &mut Contents,
-) {
-    let listed = beside.filter(|_| !is_encrypted).and_then(|json| {
-        let manifest = Manifest::parse(json, "the manifest next to the archive").ok()?;
-        first_format::file_list(json, &manifest)
-    });
-    if listed.is_some_and(|listed| listed != *inside) {
-        contents.problems.push(sidecar(
-            "The manifest next to the archive differs from the manifest inside",
-        ));
     }
 }
 

@@ -171,10 +171,7 @@ impl ArchiveWriter {
         self.append_text(CHECKSUMS_ENTRY, at, checksums)?;
         let ended = self.tar.finish();
         self.explain(ended)?;
-        let written = Written {
-            list_offset: Some(compressed_bytes),
-            ..self.tar.get_mut().finish()?
-        };
+        let written = self.tar.get_mut().finish()?;
         Ok((manifest, written))
     }
 

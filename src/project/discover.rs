@@ -423,7 +423,8 @@ impl ProjectWalk<'_> {
             Err(_) => None,
         };
         // A database that was truncated has no header, but still has its WAL or journal.
-        let has_companion = COMPANIONS.iter().any(|suffix| {
+        let mut suffixes = COMPANIONS.iter().filter(|_| !companions.is_empty());
+        let has_companion = suffixes.any(|suffix| {
             let companion = companion(Path::new(&name), suffix);
             companions.contains(companion.as_os_str())
         });

@@ -425,14 +425,9 @@ impl NewBackup<'_> {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let record = ArchiveRecord {
-            // The offset is that in the decrypted archive.
-            list_offset: written.list_offset.filter(|_| !self.encrypted),
-            ..written.record(name)
-        };
         let manifest = Manifest {
             encrypted: self.encrypted,
-            ..beside(manifest, record)
+            ..beside(manifest, written.record(name))
         };
         let outside = self.encrypted.then(|| manifest.public_sidecar());
         let sidecar = manifest_path(&self.archive);
@@ -486,7 +481,8 @@ fn not_needed(why: &str) -> String {
 }
 
 /// Returns the manifest as the sidecar stores it.
-fn beside(mut manifest: Manifest, archive: ArchiveRecord) -> Manifest {
+fn beside(mut manifest: Manifest, mut archive: ArchiveRecord) -> Manifest {
+    archive.list_offset = manifest.list_offset();
     manifest.stats.compressed_size = archive.size;
     manifest.archive = Some(archive);
     manifest

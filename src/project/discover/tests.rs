@@ -11,6 +11,11 @@ fn project(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Project) {
     (dir, project)
 }
 
+/// Returns everything that a full backup saves.
+fn found(project: &Project, warnings: &mut Vec<Warning>) -> Result<Vec<Source>> {
+    discover(project, &Selection::everything(), &|_| false, warnings)
+}
+
 fn entries(project: &Project, selection: &Selection) -> Vec<String> {
     let found = discover(project, selection, &|_| false, &mut Vec::new()).unwrap();
     found.into_iter().map(|source| source.entry()).collect()
@@ -111,13 +116,7 @@ fn links_are_not_followed_and_kept_where_they_stay_inside() {
     link(Path::new("../../outside"), ".kg/outside");
     link(Path::new("knowledge.db"), ".kg/graph");
     let mut warnings = Vec::new();
-    let found = discover(
-        &project,
-        &Selection::everything(),
-        &|_| false,
-        &mut warnings,
-    )
-    .unwrap();
+    let found = found(&project, &mut warnings).unwrap();
     let kinds: Vec<_> = found
         .iter()
         .map(|source| (source.entry(), source.kind.clone()))
@@ -154,13 +153,7 @@ fn names_that_are_not_utf8_are_written_as_text_and_keep_their_place() {
         b"x",
     )
     .unwrap();
-    let found = discover(
-        &project,
-        &Selection::everything(),
-        &|_| false,
-        &mut Vec::new(),
-    )
-    .unwrap();
+    let found = found(&project, &mut Vec::new()).unwrap();
     let named: Vec<_> = found
         .iter()
         .map(|source| (source.path.as_str(), source.entry()))
@@ -177,12 +170,6 @@ fn names_that_are_not_utf8_are_written_as_text_and_keep_their_place() {
 #[test]
 fn a_project_without_a_database_is_an_error() {
     let (_dir, project) = project(&[(".kg/config.json", b"{}")]);
-    let error = discover(
-        &project,
-        &Selection::everything(),
-        &|_| false,
-        &mut Vec::new(),
-    )
-    .unwrap_err();
+    let error = found(&project, &mut Vec::new()).unwrap_err();
     assert_eq!(error.code, Code::NoDatabase);
 }
