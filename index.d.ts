@@ -1128,9 +1128,15 @@ export interface ManifestFile {
   mode: number;
   /** The time of the last modification, as an RFC 3339 timestamp in UTC. */
   mtime: string;
-  /** The SHA-256 digest of a file, 64 hexadecimal digits; absent for directories and links. */
+  /**
+   * The SHA-256 digest of a file, 64 hexadecimal digits. Absent for directories and links, and for
+   * a database of which an incremental backup has the changed pages.
+   */
   sha256?: string;
-  /** The blocks of a database; see `docs/reference/format.md`. */
+  /**
+   * The hashes of the blocks of a database, which identify its content; see
+   * `docs/reference/format.md`.
+   */
   blocks?: { size: number; root: string };
 }
 

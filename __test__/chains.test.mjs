@@ -565,7 +565,9 @@ describe('a restore from a chain', () => {
     writeFileSync(at('plugins/round'), 'only this');
     const last = await incremental();
     const wrong = (manifest) =>
-      (manifest.files.find((file) => file.path === '.kg/knowledge.db').sha256 = '0'.repeat(64));
+      (manifest.files.find((file) => file.path === '.kg/knowledge.db').blocks.root = '0'.repeat(
+        64,
+      ));
     const forge = (backup, change) => {
       const archive = seal(rewriteManifest(gunzipSync(readFileSync(backup.path)), change));
       writeFileSync(backup.path, archive);

@@ -479,8 +479,9 @@ test('an archive that does not match the base it names is not a backup', async (
     'pages without a base': (manifest) => delete manifest.basedOn,
     'pages of another archive': (manifest) =>
       (manifest.basedOnChecksum = `sha256:${'0'.repeat(64)}`),
-    'pages without a digest': (manifest) => delete graph(manifest).sha256,
-    'pages with another digest': (manifest) => (graph(manifest).sha256 = '0'.repeat(64)),
+    'pages without a digest': (manifest) => delete graph(manifest).blocks,
+    'pages with another digest': (manifest) => (graph(manifest).blocks.root = '0'.repeat(64)),
+    'blocks of size zero': (manifest) => (graph(manifest).blocks.size = 0),
     'pages with another root hash': (manifest) => (graph(manifest).pages.root = '0'.repeat(64)),
     'a database of terabytes': (manifest) => (graph(manifest).size = 2 ** 43),
     'half a page': (manifest) => (graph(manifest).size += 1),

@@ -126,6 +126,10 @@ impl FileList {
         &self.records
     }
 
+    pub fn records_mut(&mut self) -> impl Iterator<Item = &mut FileRecord> {
+        self.records.iter_mut()
+    }
+
     pub fn into_records(self) -> Vec<FileRecord> {
         self.records
     }
@@ -178,7 +182,7 @@ impl FileList {
                 (Storage::Unchanged | Storage::Delta | Storage::Deleted, None) => {
                     return Err(format!("changes {}, which the base lacks", change.path));
                 }
-                (Storage::Unchanged, Some(before)) if before.sha256 != change.sha256 => {
+                (Storage::Unchanged, Some(before)) if !change.has_content_of(&before) => {
                     return Err(format!("keeps {}, which differs in the base", change.path));
                 }
                 _ => records.push(change.into_state()),

@@ -104,7 +104,8 @@ pub struct FileRecord {
     /// Permission bits.
     pub mode: u32,
     pub mtime: Timestamp,
-    /// Digest of a file as it is restored.
+    /// Digest of a file as it is restored. Absent for a database of which a backup stored pages:
+    /// `blocks` identifies its content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256Digest>,
     /// Blocks of a database as it is restored. Absent if SQLite could not read the database.
@@ -128,6 +129,21 @@ impl FileRecord {
                 Some(super::delta::size_bytes(pages.page_size, pages.changed))
             }
         }
+    }
+
+    /// Returns whether the record identifies the content of a file.
+    pub fn has_content(&self) -> bool {
+        self.sha256.is_some() || self.blocks.is_some()
+    }
+
+    /// Returns whether both are of the same kind, and files are known to have the same content.
+    pub fn has_content_of(&self, other: &FileRecord) -> bool {
+        self.kind == other.kind
+            && match (self.sha256, other.sha256) {
+                (Some(own), Some(other)) => own == other,
+                _ if self.kind.is_file() => self.blocks.is_some() && self.blocks == other.blocks,
+                _ => true,
+            }
     }
 
     /// Returns the record without how an archive stores the content.

@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{project::names, util::hex::hex};
 
+/// The smallest page of SQLite. The blocks of a database are not smaller.
+const MIN_PAGE_BYTES: u64 = 512;
+
 /// Reports damaged blocks as one problem that lists the affected entries.
 pub fn damages(damages: &[Damage], contents: &mut Contents) {
     let Some(first) = damages.first() else { return };
@@ -193,15 +196,19 @@ fn describing(manifest: &Manifest) -> &'static [&'static str] {
 /// Returns whether a record has exactly the fields that its kind of storage needs.
 fn is_plausible(record: &FileRecord, rests_on_another: bool) -> bool {
     let is_file = record.kind.is_file();
+    let blocks = record.blocks.as_deref();
+    if blocks.is_some_and(|blocks| blocks.size < MIN_PAGE_BYTES) {
+        return false;
+    }
     match (record.stored, &record.pages) {
         // The digest of a file is compared with its entry.
         (Storage::Full, pages) => pages.is_none() && (is_file || record.sha256.is_none()),
         (Storage::Unchanged | Storage::Deleted, pages) => {
-            rests_on_another && pages.is_none() && is_file == record.sha256.is_some()
+            rests_on_another && pages.is_none() && is_file == record.has_content()
         }
         (Storage::Delta, Some(pages)) => {
             let is_whole = pages.page_size > 0 && record.size.is_multiple_of(pages.page_size);
-            rests_on_another && is_file && record.database && record.sha256.is_some() && is_whole
+            rests_on_another && is_file && record.database && record.has_content() && is_whole
         }
         (Storage::Delta, None) => false,
     }

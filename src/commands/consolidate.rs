@@ -15,6 +15,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
 use crate::{
     archive::{
@@ -77,8 +78,9 @@ pub fn consolidate(
     let dir = new.scratch().join(UNPACKED);
     fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
     let everything = EntryFilter::default();
-    let state = chain::unpack(&backup.path, &everything, Some(&dir), store.keys(), context)
+    let mut state = chain::unpack(&backup.path, &everything, Some(&dir), store.keys(), context)
         .map_err(no_room)?;
+    add_digests(&mut state, &dir, context)?;
     // The full backup at the start of the chain contains most of the blocks.
     let earlier = reuse_source(
         store,
@@ -119,6 +121,21 @@ fn no_room(error: Error) -> Error {
         "Nothing was changed; free space there for the unpacked project and the new archive, and \
          run it again",
     )
+}
+
+/// Computes the SHA-256 that a full backup has of a database, and a backup of its pages has not.
+fn add_digests(state: &mut Unpacked, dir: &Path, context: &OperationContext) -> Result<()> {
+    let records = state.files.records_mut().enumerate();
+    for (number, record) in
+        records.filter(|(_, record)| record.kind.is_file() && record.sha256.is_none())
+    {
+        let path = dir.join(number.to_string());
+        let progress = ByteProgress::new(context, Phase::Unpacking, record.size);
+        let mut hasher = Sha256::new();
+        progress.read(&path, |piece| hasher.update(piece))?;
+        record.sha256 = Some(hasher.finalize().into());
+    }
+    Ok(())
 }
 
 fn write(

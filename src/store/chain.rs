@@ -25,7 +25,7 @@ use crate::{
         report::{Problem, ProblemCode, Report},
     },
     error::{Code, Error, Result},
-    sqlite::page_hashes::{DatabaseHashes, PageFile, PageHashes},
+    sqlite::page_hashes::PageHashes,
     store::{Store, described_beside, manifest_beside},
     util::{
         content_hash::ContentHash,
@@ -100,8 +100,8 @@ fn broken(member: &Path, what: String) -> Error {
 pub struct ChainState {
     /// Everything that a restore puts back, in order.
     pub files: FileList,
-    /// The page hashes of all databases. They name no archive.
-    pub page_hashes: PageFile,
+    /// The page hashes of all databases, by path.
+    pub page_hashes: BTreeMap<String, PageHashes>,
 }
 
 /// The state at one member of a chain.
@@ -152,19 +152,9 @@ pub fn read_state(
     let newest = reports.last().and_then(|report| report.manifest.as_ref());
     let state =
         state.filter(|state| newest.is_some_and(|manifest| describes(manifest, &state.files)));
-    let of_pages = |(path, pages)| {
-        let hashes = DatabaseHashes {
-            pages,
-            ..DatabaseHashes::default()
-        };
-        (path, hashes)
-    };
     let state = state.map(|LinkState { files, databases }| ChainState {
         files,
-        page_hashes: PageFile {
-            archive: String::new(),
-            databases: databases.into_iter().map(of_pages).collect(),
-        },
+        page_hashes: databases,
     });
     Ok((reports, state))
 }
@@ -194,7 +184,7 @@ fn next_list(
     let of_others = |record: &&FileRecord| record.stored != Storage::Full;
     for record in files.records().iter().filter(of_others) {
         match (record.stored, of_base(record)) {
-            (Storage::Unchanged, Some(base)) if base.sha256 == record.sha256 => {}
+            (Storage::Unchanged, Some(base)) if record.has_content_of(base) => {}
             (Storage::Delta, Some(_)) => {}
             _ => return Err(format!("keeps {}, which differs in the base", record.path)),
         }

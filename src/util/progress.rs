@@ -1,12 +1,20 @@
 //! The bytes that an operation has done.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fs::File,
+    io::Read,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::operation::{OperationContext, Phase};
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// How much of a file is read at once.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Counts the bytes that an operation has done. Clones share the counts, also between threads.
 ///
@@ -57,6 +65,21 @@ impl ByteProgress {
         self.add(bytes);
         self.counts.total.fetch_max(self.done(), Ordering::Relaxed);
         self.report()
+    }
+
+    /// Reads a file to its end, in pieces, and reports them.
+    pub fn read(&self, path: &Path, mut take: impl FnMut(&[u8])) -> Result<()> {
+        let failed = |cause| Error::io("read", path, cause);
+        let mut file = File::open(path).map_err(failed)?;
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            let read = file.read(&mut piece).map_err(failed)?;
+            if read == 0 {
+                return Ok(());
+            }
+            take(&piece[..read]);
+            self.advance(read as u64)?;
+        }
     }
 
     /// Reports the counts. `KG_ABORTED` if the operation was cancelled.

@@ -18,7 +18,6 @@ use crate::{
         check::{Depth, IntegrityStatus},
         page_hashes::{BlockHashes, DatabaseHashes, PageFile},
     },
-    util::digest::Sha256Digest,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,7 +65,14 @@ impl BaselineFile {
     }
 }
 
-/// A baseline that was read into memory for lookups.
+/// Returns whether the hashes can be those of the database that `record` describes. Nothing else
+/// protects them.
+fn are_of(hashes: &DatabaseHashes, record: &FileRecord) -> bool {
+    let blocks = &hashes.blocks;
+    blocks.block_bytes == 0 || record.blocks.as_deref() == Some(&Blocks::from(blocks))
+}
+
+/// A baseline that was opened for lookups.
 #[derive(Debug)]
 pub struct Baseline {
     databases: HashMap<String, FileRecord>,
@@ -86,7 +92,7 @@ impl Baseline {
             let path = path.with_file_name(name);
             fs::File::open(&path).map_err(|cause| Error::io("read", &path, cause))
         };
-        let page_hashes = PageFile::read(open(&base.page_hashes)?)
+        let mut page_hashes = PageFile::open(open(&base.page_hashes)?)
             .map_err(|cause| Error::io("read", path, cause))?
             .ok_or_else(wrong)?;
         let known_files = match base.known_files {
@@ -96,6 +102,13 @@ impl Baseline {
             None => None,
         };
         let databases = base.databases.into_iter();
+        let databases: HashMap<_, _> = databases
+            .map(|record| (record.path.clone(), record))
+            .collect();
+        page_hashes.databases.retain(|path, hashes| {
+            let record = databases.get(path);
+            record.is_some_and(|record| are_of(hashes, record))
+        });
         let depth = if base.full_text {
             Depth::All
         } else {
@@ -103,9 +116,7 @@ impl Baseline {
         };
         let is_enough = depth == Depth::All || known_files.is_some();
         Ok(Baseline {
-            databases: databases
-                .map(|record| (record.path.clone(), record))
-                .collect(),
+            databases,
             page_hashes,
             known_files,
             sound: (base.sound && is_enough).then_some(depth),
@@ -125,40 +136,28 @@ impl Baseline {
 
     /// Returns the page hashes of the database at `path` in the baseline.
     pub fn hashes(&self, path: &str) -> Option<&DatabaseHashes> {
-        self.databases.get(path)?;
         self.page_hashes.databases.get(path)
     }
 
-    /// Returns whether the baseline has a database with the same path, size and digest.
-    pub fn has(&self, path: &str, size: u64, sha256: Option<Sha256Digest>) -> bool {
-        let has = |record: &FileRecord| record.size == size && record.sha256 == sha256;
-        sha256.is_some() && self.databases.get(path).is_some_and(has)
+    /// Returns the record of the database at `path`.
+    pub fn database(&self, path: &str) -> Option<&FileRecord> {
+        self.databases.get(path)
     }
 
-    /// Returns the SHA-256 of a database in the baseline if it consists of these blocks. The stored
-    /// page hashes must contain the same digest as the list of files, because nothing else protects
-    /// them.
-    pub fn digest(&self, path: &str, size: u64, blocks: &BlockHashes) -> Option<Sha256Digest> {
-        let same = |record: &&FileRecord| {
-            record.size == size && record.blocks.as_deref() == Some(&Blocks::from(blocks))
-        };
-        let digest = self.databases.get(path).filter(same)?.sha256;
-        let kept = self.hashes(path)?.sha256;
-        digest.filter(|digest| kept == Some(*digest))
+    /// Returns the record of the database at `path` if it consists of these blocks.
+    pub fn same_database(&self, path: &str, blocks: &BlockHashes) -> Option<&FileRecord> {
+        let own = self.database(path)?.blocks.as_deref()?;
+        (*own == Blocks::from(blocks)).then_some(self.database(path)?)
     }
 
     /// Returns whether a database in the baseline has the size and time of `record` and can be
     /// compared by blocks of `block_bytes`.
     pub fn looks_like(&self, record: &FileRecord, block_bytes: usize) -> bool {
-        let looks = |base: &FileRecord| (base.size, base.mtime) == (record.size, record.mtime);
-        let has_blocks = |base: &FileRecord| {
-            let blocks = base.blocks.as_ref();
-            blocks.is_some_and(|blocks| blocks.size == block_bytes as u64)
+        let looks = |base: &FileRecord| {
+            let block_size = base.blocks.as_ref().map(|blocks| blocks.size);
+            (base.size, base.mtime) == (record.size, record.mtime)
+                && block_size == Some(block_bytes as u64)
         };
-        let is_told = self
-            .hashes(&record.path)
-            .is_some_and(|hashes| hashes.sha256.is_some());
-        let base = self.databases.get(&record.path);
-        is_told && base.is_some_and(|base| looks(base) && has_blocks(base))
+        self.hashes(&record.path).is_some() && self.database(&record.path).is_some_and(looks)
     }
 }

@@ -10,7 +10,10 @@ use std::{
 use kg_backup::internals::{
     Result,
     archive::{
-        block::Compression, file_list::FileList, file_record::FileRecord, manifest::Manifest,
+        block::Compression,
+        file_list::FileList,
+        file_record::FileRecord,
+        manifest::{BackupType, Manifest},
     },
     commands::{
         backup::{Created, create_backup},
@@ -19,8 +22,11 @@ use kg_backup::internals::{
     },
     config::backup_config::BackupOptions,
     project::discover::Selection,
-    sqlite::{check::IntegrityStatus, page_hashes::PageFile},
-    store::Store,
+    sqlite::{
+        check::IntegrityStatus,
+        page_hashes::{PageFile, PageFileWriter},
+    },
+    store::{Backup, Store},
     util::{
         content_hash::{ContentHash, content_hash},
         digest::Sha256Digest,
@@ -100,14 +106,12 @@ fn back_up(root: &Path, store: &Store, compression: Compression) -> Created {
         compression,
         ..BackupOptions::default()
     };
-    create_backup(
-        root,
-        store,
-        &WorkerMode::InProcess,
-        &options,
-        &OperationContext::default(),
-    )
-    .unwrap()
+    create(root, store, &options)
+}
+
+fn create(root: &Path, store: &Store, options: &BackupOptions) -> Created {
+    let context = OperationContext::default();
+    create_backup(root, store, &WorkerMode::InProcess, options, &context).unwrap()
 }
 
 proptest! {
@@ -141,6 +145,50 @@ proptest! {
             let target = dir.path().join(format!("restored-{number}"));
             restore(&store, &last.id, &WorkerMode::InProcess, &RestoreOptions::new(target.clone()), &context).unwrap();
             prop_assert!(content(&target) == content(&root), "after change {number}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_chain_holds_the_project_whatever_changed_and_however_each_member_is_compressed(
+        steps in prop::collection::vec(
+            (
+                prop::collection::vec(0..4_u8, 4),
+                any::<bool>(),
+                prop_oneof![Just(Compression::Gzip(1)), Just(Compression::Zstd(3)), Just(Compression::None)],
+            ),
+            1..5,
+        ),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("project");
+        project(&root);
+        let store = Store::at(&dir.path().join("backups")).unwrap();
+        let context = OperationContext::default();
+        back_up(&root, &store, Compression::GZIP);
+        for (number, (changes, loses_cache, compression)) in steps.into_iter().enumerate() {
+            for ((path, _), changed) in databases().into_iter().zip(changes) {
+                let sql = match changed {
+                    0 => continue,
+                    1 => "UPDATE nodes SET text = text || 'x' WHERE id = 3",
+                    2 => "UPDATE nodes SET text = hex(randomblob(450))",
+                    _ => "DELETE FROM nodes WHERE id % 9 = 4; VACUUM",
+                };
+                change(&root, &path, sql);
+            }
+            if loses_cache {
+                fs::remove_dir_all(root.join(".kg/cache")).unwrap();
+            }
+            let options = BackupOptions { kind: BackupType::Incremental, compression, ..BackupOptions::default() };
+            let last = create(&root, &store, &options).backup;
+            prop_assert_eq!(last.kind, BackupType::Incremental);
+            prop_assert!(check_backup(&store, &last.id, false, &context).unwrap().valid);
+            let target = dir.path().join(format!("restored-{number}"));
+            restore(&store, &last.id, &WorkerMode::InProcess, &RestoreOptions::new(target.clone()), &context).unwrap();
+            prop_assert!(content(&target) == content(&root), "after step {number}");
         }
     }
 }
@@ -271,10 +319,14 @@ impl Before {
         (said, saved)
     }
 
+    /// Returns the hashes of the baseline.
     fn hashes(&self) -> PageFile {
-        PageFile::read(fs::File::open(self.scratch.join("hashes")).unwrap())
-            .unwrap()
-            .unwrap()
+        self.hashes_in("hashes")
+    }
+
+    fn hashes_in(&self, name: &str) -> PageFile {
+        let file = fs::File::open(self.scratch.join(name)).unwrap();
+        PageFile::open(file).unwrap().unwrap()
     }
 
     fn digest(&self, path: &str) -> Sha256Digest {
@@ -381,34 +433,37 @@ fn hashes_of_other_content_make_no_wrong_backup() {
         databases()[3].0.display().to_string(),
     );
     // The hashes are valid in themselves, but those of the two databases are swapped.
-    let mut wrong = before.hashes();
-    let [of_vectors, of_long] = [&vectors, &long].map(|path| wrong.databases.remove(path).unwrap());
-    wrong
-        .databases
-        .extend([(vectors.clone(), of_long), (long.clone(), of_vectors)]);
-    wrong
-        .write(fs::File::create(before.scratch.join("hashes")).unwrap())
-        .unwrap();
+    let right = before.hashes();
+    let mut swapped = Vec::new();
+    let mut wrong = PageFileWriter::new(&mut swapped, &right.archive).unwrap();
+    for (path, hashes) in &right.databases {
+        let named = match path {
+            path if *path == vectors => &long,
+            path if *path == long => &vectors,
+            path => path,
+        };
+        wrong.copy_database(named, hashes).unwrap();
+    }
+    wrong.finish().unwrap();
+    // `right` still reads the file of that name.
+    fs::remove_file(before.scratch.join("hashes")).unwrap();
+    fs::write(before.scratch.join("hashes"), swapped).unwrap();
     let (said, _) = before.save(BLOCK_BYTES, true, true);
     for path in [&vectors, &long] {
         assert!(said.content[path].0 > 0);
         assert_eq!(said.digests[path], before.digest(path));
     }
-    assert_eq!(
-        PageFile::read(fs::File::open(before.scratch.join(PAGE_HASHES_FILE)).unwrap())
-            .unwrap()
-            .unwrap()
-            .databases,
-        {
-            let mut right = before.hashes().databases;
-            let (of_vectors, of_long) = (
-                right.remove(&vectors).unwrap(),
-                right.remove(&long).unwrap(),
-            );
-            right.extend([(vectors, of_long), (long, of_vectors)]);
-            right
-        }
-    );
+    let of = |file: &PageFile| -> Vec<_> {
+        let databases = file.databases.iter();
+        databases
+            .map(|(path, hashes)| {
+                let mut pages = hashes.pages();
+                let pages: Vec<ContentHash> = pages.take(usize::MAX).unwrap().collect();
+                (path.clone(), pages, hashes.blocks.clone())
+            })
+            .collect()
+    };
+    assert!(of(&before.hashes_in(PAGE_HASHES_FILE)) == of(&right));
 }
 
 #[test]
@@ -456,15 +511,34 @@ fn of_a_database_that_became_shorter_no_block_is_told_of_that_ends_earlier_now()
 
 #[test]
 fn a_digest_that_rotted_in_the_cached_list_of_the_last_archive_gets_into_no_other() {
-    let before = Before::new();
-    let knowledge = ".kg/knowledge.db";
-    let mut rotten = before.databases();
-    for record in &mut rotten {
-        record.sha256 = Some(Sha256Digest::of(b"rot"));
-    }
-    for leave_out in [false, true] {
-        before.leave_out_of(rotten.clone(), leave_out);
-        let (said, _) = before.save(BLOCK_BYTES, !leave_out, true);
-        assert_eq!(said.digests[knowledge], before.digest(knowledge));
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("project");
+    project(&root);
+    let store = Store::at(&dir.path().join("backups")).unwrap();
+    let digests = |backup: &Backup| {
+        let context = OperationContext::default();
+        let checked = check_backup(&store, &backup.id, true, &context).unwrap();
+        assert!(checked.valid);
+        let files = checked.files.unwrap().into_iter();
+        let databases = files.filter(|record| record.database);
+        databases
+            .map(|record| record.sha256.unwrap())
+            .collect::<Vec<_>>()
+    };
+    let mut last = back_up(&root, &store, Compression::GZIP).backup;
+    let right = digests(&last);
+    for kind in [BackupType::Full, BackupType::Incremental] {
+        let cached = root.join(format!(".kg/cache/backup-pages/{}.files", last.id));
+        let list = zstd::decode_all(fs::File::open(&cached).unwrap()).unwrap();
+        let list = String::from_utf8(list).unwrap();
+        let rotten = list.replace(&right[0].to_string(), &Sha256Digest::of(b"rot").to_string());
+        assert_ne!(list, rotten);
+        fs::write(&cached, zstd::encode_all(rotten.as_bytes(), 1).unwrap()).unwrap();
+        let options = BackupOptions {
+            kind,
+            ..BackupOptions::default()
+        };
+        last = create(&root, &store, &options).backup;
+        assert_eq!((last.kind, digests(&last)), (kind, right.clone()));
     }
 }

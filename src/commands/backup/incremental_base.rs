@@ -23,6 +23,7 @@ use crate::{
     commands::own_backups::own_backups,
     error::{Code, Error, Result},
     project::Project,
+    sqlite::page_hashes::PageFileWriter,
     store::{
         Backup, Store,
         chain::{self, ChainState},
@@ -244,7 +245,7 @@ impl IncrementalBase {
         let create = |path: &Path| fs::File::create(path).map(BufWriter::new);
         let path = scratch.join(page_cache::HASHES_FILE);
         create(&path)
-            .and_then(|out| page_hashes.write(out))
+            .and_then(|out| PageFileWriter::write_all(out, &page_hashes))
             .map_err(|cause| Error::io("write", &path, cause))?;
         let path = scratch.join(page_cache::FILES_FILE);
         let summary = create(&path)

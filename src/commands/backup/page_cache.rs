@@ -117,7 +117,7 @@ pub(super) fn copy_hashes(project: &Project, backup: &Backup, scratch: &Path) ->
     let taken = || {
         let kept = regular_file::open(&cache_file(project, &backup.id))?;
         PageFile::copy(
-            kept,
+            &kept,
             fs::File::create(scratch.join(HASHES_FILE))?,
             &backup.checksum,
         )
@@ -154,7 +154,7 @@ pub(super) fn store(
         KnownFiles::copy(files, &mut file)?;
         file.persist(&listed).ok()?;
         let mut file = atomic_file::TempFile::in_store(dir, None).ok()?;
-        PageFile::copy(hashes, &mut file, &backup.checksum).ok()??;
+        PageFile::copy(&hashes, &mut file, &backup.checksum).ok()??;
         file.persist(&path).ok()
     };
     if keep().is_none() {

@@ -11,7 +11,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -31,6 +31,7 @@ use crate::{
         reader::read_archive,
     },
     error::{Error, Result},
+    sqlite::page_hashes::BlockHasher,
     store::{described_beside, manifest_beside},
     util::{
         digest::Sha256Digest,
@@ -38,8 +39,6 @@ use crate::{
         progress::ByteProgress,
     },
 };
-
-const PIECE_BYTES: usize = 1 << 20;
 
 /// The unpacked state of a project.
 pub struct Unpacked {
@@ -204,7 +203,7 @@ fn unpack_members(
             continue;
         };
         if content.assembled {
-            assert_digest(record, &file, archive, context)?;
+            assert_content(record, &file, archive, context)?;
         }
         fs::rename(&file, dir.join(number.to_string()))
             .map_err(|cause| Error::io("move", &file, cause))?;
@@ -365,37 +364,40 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, member: &Path) 
     })
 }
 
-fn assert_digest(
+/// Fails unless a database that was assembled is the one that its record describes, by the SHA-256
+/// or by the hashes of its blocks.
+fn assert_content(
     record: &FileRecord,
     database: &Path,
     member: &Path,
     context: &OperationContext,
 ) -> Result<()> {
-    let failed = |cause| Error::io("read", database, cause);
-    let mut file = File::open(database).map_err(failed)?;
-    let mut hasher = Sha256::new();
-    let mut piece = vec![0; PIECE_BYTES];
     let progress = ByteProgress::new(context, Phase::Unpacking, record.size);
-    loop {
-        let read = file.read(&mut piece).map_err(failed)?;
-        hasher.update(&piece[..read]);
-        progress.add(read as u64);
-        progress.report()?;
-        if read == 0 {
-            break;
+    let (what, found, expected) = match (record.sha256, &record.blocks) {
+        (Some(expected), _) => {
+            let mut hasher = Sha256::new();
+            progress.read(database, |piece| hasher.update(piece))?;
+            let found = Sha256Digest::from(hasher.finalize());
+            ("SHA-256", found.to_string(), expected.to_string())
         }
-    }
-    let found = Sha256Digest::from(hasher.finalize());
-    if record.sha256 == Some(found) {
+        (None, Some(blocks)) => {
+            let mut hasher = BlockHasher::new(blocks.size);
+            progress.read(database, |piece| hasher.update(piece))?;
+            let found = hasher.finish().root();
+            ("the block root", found, blocks.root.clone())
+        }
+        (None, None) => {
+            let what = format!("the list of files has no digest of {}", record.path);
+            return Err(broken(member, what));
+        }
+    };
+    if found == expected {
         return Ok(());
     }
-    let expected = record
-        .sha256
-        .map_or("nothing".into(), |digest| digest.to_string());
     Err(broken(
         member,
         format!(
-            "{} has SHA-256 {found} after it is assembled; the manifest says {expected}",
+            "{} has {what} {found} after it is assembled; the list of files says {expected}",
             record.path
         ),
     ))

@@ -6,26 +6,33 @@
 //! ```
 //!
 //! A block is hashed as a whole first. If an earlier backup has the same block at the same place,
-//! its
-//! page hashes are known too. Otherwise each page is hashed, which takes longer.
+//! its page hashes are known too. Otherwise each page is hashed, which takes longer.
 
-use std::thread;
+use std::{
+    fs::File,
+    io::{self, BufWriter},
+    iter, thread,
+};
 
 use crossbeam_channel::bounded;
+use sha2::{Digest, Sha256};
 
+use super::hashes_failed;
 use crate::{
     error::{Error, Result},
     sqlite::{
         fast_check::FastCheck,
-        page_hashes::{BlockHashes, DatabaseHashes, PageHashes},
+        page_hashes::{BlockHashes, DatabaseHashes, PageCursor, PageFileWriter, Section},
         scrub::Scrubber,
         snapshot::Snapshot,
     },
     util::{
         content_hash::{ContentHash, content_hash},
+        hex::hex,
         operation::CancelToken,
         threads::start_in,
     },
+    worker::protocol::PAGE_HASHES_FILE,
 };
 
 /// How many bytes may wait between the two threads, but at least a few blocks.
@@ -35,6 +42,7 @@ const LEAST_BLOCKS_WAITING: usize = 4;
 /// How a database is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading<'a> {
+    pub path: &'a str,
     pub block_bytes: usize,
     /// Scrub deleted content from the pages.
     pub erase: bool,
@@ -50,20 +58,44 @@ pub(super) struct Block {
     pub is_known: bool,
 }
 
-/// Calls `take` with each block, first to last.
+/// What identifies a database that was read.
+pub(super) struct ReadDatabase {
+    pub blocks: BlockHashes,
+    /// Root of the pages, see [`crate::sqlite::page_hashes`].
+    pub pages_root: String,
+    /// What differs from the earlier backup. `None` if it has no such database, or one with another
+    /// page size.
+    pub changes: Option<Changes>,
+}
+
+/// How the pages of a database differ from those of an earlier backup.
+pub(super) struct Changes {
+    /// The numbers of the pages that differ, or do not exist there, in ascending order.
+    pub numbers: Vec<u64>,
+    pub has_same_length: bool,
+}
+
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty() && self.has_same_length
+    }
+}
+
+/// Calls `take` with each block, first to last. Writes the hashes to `out`.
 pub(super) fn read(
     snapshot: &mut Snapshot,
     reading: Reading<'_>,
     mut fast_check: Option<&mut FastCheck>,
+    out: Option<&mut PageHashesOut>,
     cancel: &CancelToken,
     mut take: impl FnMut(Block) -> Result<()>,
-) -> Result<DatabaseHashes> {
+) -> Result<ReadDatabase> {
     thread::scope(|threads| {
         let (blocks, received) =
             bounded::<Block>((BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING));
         let hash = move || {
             let page_bytes = snapshot.page_size_bytes();
-            let mut hashes = Hashes::new(page_bytes, reading);
+            let mut hashes = Hashes::new(snapshot, reading, out)?;
             let mut scrubber = reading
                 .erase
                 .then(|| Scrubber::new(snapshot, cancel))
@@ -81,8 +113,8 @@ pub(super) fn read(
                     .chunks_mut(page_bytes as usize)
                     .zip(first..)
                     .for_each(|(page, number)| look(number, page));
-                let (hash, is_known) = hashes.add(first, piece);
-                // Nobody takes it where that failed, which is told there.
+                let (hash, is_known) = hashes.add(first, piece)?;
+                // If the receiver is gone, its error is returned below.
                 blocks
                     .send(Block {
                         bytes: std::mem::take(piece),
@@ -91,71 +123,125 @@ pub(super) fn read(
                     })
                     .map_err(|_| Error::aborted())
             })?;
-            Ok(hashes.made)
+            hashes.finish()
         };
         let hashing = start_in(threads, "kg-hash", hash)?;
         let taken = received.iter().try_for_each(&mut take);
         // This ends a thread that waits for room in the channel.
         drop(received);
         let panicked = |_| Err(Error::internal("The hashing of the database panicked"));
-        let hashes = hashing.join().unwrap_or_else(panicked);
-        taken.and(hashes)
+        let read = hashing.join().unwrap_or_else(panicked);
+        taken.and(read)
     })
 }
 
+/// Where the hashes of all databases go.
+pub(super) type PageHashesOut = PageFileWriter<BufWriter<File>>;
+
+/// The hashes of a database that is being read.
 struct Hashes<'a> {
-    made: DatabaseHashes,
+    page_bytes: usize,
+    page_count: u64,
+    out: Option<&'a mut PageHashesOut>,
+    blocks: BlockHashes,
+    pages: Sha256,
     /// The hashes of an earlier backup with the same page size.
-    known: Option<&'a DatabaseHashes>,
+    known: Option<(&'a DatabaseHashes, PageCursor<'a>)>,
+    changed: Vec<u64>,
+    /// The hashes of the pages of one block.
+    own: Vec<ContentHash>,
+    earlier: Vec<ContentHash>,
 }
 
 impl<'a> Hashes<'a> {
-    fn new(page_size_bytes: u64, reading: Reading<'a>) -> Self {
-        let blocks = BlockHashes {
-            block_bytes: reading.block_bytes as u64,
-            hashes: Vec::new(),
-        };
-        let made = DatabaseHashes {
-            pages: PageHashes::new(page_size_bytes),
-            blocks,
-            sha256: None,
-        };
-        let is_alike = |known: &&DatabaseHashes| known.pages.page_size_bytes == page_size_bytes;
-        Hashes {
-            made,
-            known: reading.known.filter(is_alike),
+    fn new(
+        snapshot: &Snapshot,
+        reading: Reading<'a>,
+        mut out: Option<&'a mut PageHashesOut>,
+    ) -> Result<Self> {
+        let (page_size, page_count) = (snapshot.page_size_bytes(), snapshot.page_count());
+        let block_bytes = reading.block_bytes as u64;
+        if let Some(out) = &mut out {
+            let section = Section::new(reading.path, page_size, page_count, block_bytes);
+            out.begin(&section).map_err(hashes_failed)?;
         }
-    }
-
-    /// The hash of the next block, and whether it is known.
-    fn add(&mut self, first_page: u64, block: &[u8]) -> (ContentHash, bool) {
-        let hash = content_hash(block);
-        let start = first_page as usize - 1;
-        let page_bytes = self.made.pages.page_size_bytes as usize;
-        let pages = start..start + block.len() / page_bytes;
-        let known_pages = self.known.and_then(|known| known.pages.hashes.get(pages));
-        let is_known = match known_pages.filter(|_| self.is_known_block(hash)) {
-            Some(known_pages) => {
-                self.made.pages.hashes.extend_from_slice(known_pages);
-                true
-            }
-            None => {
-                block
-                    .chunks(page_bytes)
-                    .for_each(|page| self.made.pages.push(page));
-                false
-            }
-        };
-        self.made.blocks.hashes.push(hash);
-        (hash, is_known)
-    }
-
-    /// Whether the next block has this hash there.
-    fn is_known_block(&self, hash: ContentHash) -> bool {
-        let (made, known) = (&self.made.blocks, self.known.map(|known| &known.blocks));
-        known.is_some_and(|known| {
-            known.block_bytes == made.block_bytes
-                && known.hashes.get(made.hashes.len()) == Some(&hash)
+        let is_alike = |known: &&DatabaseHashes| known.page_size_bytes == page_size;
+        Ok(Hashes {
+            page_bytes: page_size as usize,
+            page_count,
+            out,
+            blocks: BlockHashes {
+                block_bytes,
+                hashes: Vec::new(),
+            },
+            pages: Sha256::new(),
+            known: reading
+                .known
+                .filter(is_alike)
+                .map(|known| (known, known.pages())),
+            changed: Vec::new(),
+            own: Vec::new(),
+            earlier: Vec::new(),
         })
     }
+
+    /// Returns the hash of the next block, and whether it is known.
+    fn add(&mut self, first_page: u64, block: &[u8]) -> Result<(ContentHash, bool)> {
+        let hash = content_hash(block);
+        let page_count = block.len() / self.page_bytes;
+        self.own.clear();
+        self.earlier.clear();
+        if let Some((_, cursor)) = &mut self.known {
+            let pages = cursor.take(page_count);
+            self.earlier.extend(pages.map_err(not_read)?);
+        }
+        let is_known = self.earlier.len() == page_count && self.is_known_block(hash);
+        if is_known {
+            std::mem::swap(&mut self.own, &mut self.earlier);
+        } else {
+            let pages = block.chunks(self.page_bytes).map(content_hash);
+            self.own.extend(pages);
+            if self.known.is_some() {
+                let earlier = self.earlier.iter().map(Some).chain(iter::repeat(None));
+                let pages = (first_page..).zip(self.own.iter().zip(earlier));
+                let differs = |(_, (own, earlier)): &(_, (_, Option<_>))| *earlier != Some(*own);
+                self.changed
+                    .extend(pages.filter(differs).map(|(number, _)| number));
+            }
+        }
+        self.pages.update(self.own.as_flattened());
+        if let Some(out) = &mut self.out {
+            out.pages(&self.own).map_err(hashes_failed)?;
+        }
+        self.blocks.hashes.push(hash);
+        Ok((hash, is_known))
+    }
+
+    /// Returns whether the earlier backup has a block with this hash at the next place.
+    fn is_known_block(&self, hash: ContentHash) -> bool {
+        let known = self.known.as_ref().map(|(known, _)| &known.blocks);
+        known.is_some_and(|known| {
+            known.block_bytes == self.blocks.block_bytes
+                && known.hashes.get(self.blocks.hashes.len()) == Some(&hash)
+        })
+    }
+
+    fn finish(self) -> Result<ReadDatabase> {
+        if let Some(out) = self.out {
+            out.end(&self.blocks.hashes).map_err(hashes_failed)?;
+        }
+        let changes = self.known.map(|(known, _)| Changes {
+            numbers: self.changed,
+            has_same_length: known.page_count == self.page_count,
+        });
+        Ok(ReadDatabase {
+            blocks: self.blocks,
+            pages_root: hex(&self.pages.finalize()),
+            changes,
+        })
+    }
+}
+
+fn not_read(cause: io::Error) -> Error {
+    Error::io("read", PAGE_HASHES_FILE.as_ref(), cause)
 }

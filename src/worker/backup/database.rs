@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Saving,
-    blocks::{self, Block, Reading},
+    blocks::{self, Block, Changes, PageHashesOut, Reading},
     records::{owner, record},
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
         check::{self, Depth, Findings},
         fast_check::FastCheck,
         files::{COMPANIONS, companion},
-        page_hashes::DatabaseHashes,
+        page_hashes::BlockHashes,
         scrub,
         snapshot::Snapshot,
     },
@@ -65,8 +65,7 @@ impl Saving<'_> {
     }
 
     /// Sends the database and checks it at the same time: the fast check sees each page that is
-    /// sent,
-    /// and a second connection runs the checks of SQLite.
+    /// sent, and a second connection runs the checks of SQLite.
     fn pages_and_findings(
         &mut self,
         source: &Source,
@@ -113,8 +112,7 @@ impl Saving<'_> {
     }
 
     /// Returns how much of the database is checked. If the base of an incremental backup is sound,
-    /// its
-    /// full-text indexes are not checked before the next full backup: reading them can take longer
+    /// its full-text indexes are not checked before the next full backup: reading them can take longer
     /// than everything else, and they can be rebuilt from their tables.
     fn depth(&self, source: &Source) -> Depth {
         let was_sound = self
@@ -140,8 +138,7 @@ impl Saving<'_> {
     }
 
     /// Sends the database. If its pages are those of an earlier sound backup, returns how deeply
-    /// that
-    /// backup checked them.
+    /// that backup checked them.
     fn pages(
         &mut self,
         source: &Source,
@@ -150,21 +147,19 @@ impl Saving<'_> {
         fast_check: Option<&mut FastCheck>,
     ) -> Result<Option<Depth>> {
         let known = self.reach(source)?.map(|(record, _)| record);
-        let base = self.base.and_then(|base| base.hashes(&source.path));
+        let has_hashes = self
+            .base
+            .is_some_and(|base| base.hashes(&source.path).is_some());
         // A database that belonged to another component has no record there that could stay.
-        let hashes = match base.zip(known) {
-            Some(base) => {
-                self.changed_pages(source, snapshot, base, looks_unchanged, fast_check)?
+        let blocks = match known.filter(|_| has_hashes) {
+            Some(known) => self.changed_pages(source, snapshot, &known, fast_check)?,
+            None => {
+                let pass = self.pass_over(source, looks_unchanged, true);
+                self.all_pages(source, snapshot, pass, fast_check)?
             }
-            None => self.all_pages(source, snapshot, looks_unchanged, fast_check)?,
         };
-        let is_as_then = |known: &&Baseline| {
-            known
-                .digest(&source.path, snapshot.size_bytes(), &hashes.blocks)
-                .is_some()
-        };
+        let is_as_then = |known: &&Baseline| known.same_database(&source.path, &blocks).is_some();
         let found = self.known.filter(is_as_then).and_then(Baseline::sound);
-        self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
             self.count(snapshot.connection())?;
         }
@@ -176,9 +171,9 @@ impl Saving<'_> {
         &mut self,
         source: &Source,
         snapshot: &mut Snapshot,
-        looks_unchanged: bool,
+        pass: Pass<'_>,
         fast_check: Option<&mut FastCheck>,
-    ) -> Result<DatabaseHashes> {
+    ) -> Result<BlockHashes> {
         let size = snapshot.size_bytes();
         let record = record(source, snapshot.metadata(), size);
         let owner = owner(snapshot.metadata());
@@ -188,9 +183,9 @@ impl Saving<'_> {
         })?;
         // A smaller database shares a block with other files.
         let takes_over = self.takes_over && size >= self.block_bytes as u64;
-        let (pass, responses) = (self.one_pass(source, looks_unchanged), &mut *self.responses);
+        let responses = &mut *self.responses;
         let mut same = Vec::new();
-        let hashes = pass.read(snapshot, fast_check, &mut |block| {
+        let (hashes, sha256) = pass.read(snapshot, fast_check, &mut self.hashes, &mut |block| {
             if takes_over && block.is_known {
                 same.push(block.hash);
                 return if same.len() < SAME_AT_ONCE {
@@ -203,7 +198,7 @@ impl Saving<'_> {
             responses.block(block.bytes, block.hash)
         })?;
         send_same(responses, &mut same)?;
-        let (sha256, blocks) = (digest_of(&hashes)?, Blocks::from(&hashes.blocks));
+        let blocks = Blocks::from(&hashes);
         let record = FileRecord {
             sha256: Some(sha256),
             blocks: Some(Box::new(blocks.clone())),
@@ -215,76 +210,92 @@ impl Saving<'_> {
     }
 
     /// Reads the pages twice in one transaction: first to find those that changed, then to send
-    /// them.
+    /// them. The hashes of the blocks identify the result, so that no SHA-256 of the whole database
+    /// is needed.
     fn changed_pages(
         &mut self,
         source: &Source,
         snapshot: &mut Snapshot,
-        (base, known): (&DatabaseHashes, FileRecord),
-        looks_unchanged: bool,
+        known: &FileRecord,
         fast_check: Option<&mut FastCheck>,
-    ) -> Result<DatabaseHashes> {
-        let hashes =
-            self.one_pass(source, looks_unchanged)
-                .read(snapshot, fast_check, &mut |_| Ok(()))?;
+    ) -> Result<BlockHashes> {
+        let reading = self.reading(source);
+        let out = Some(&mut self.hashes);
+        let read = blocks::read(snapshot, reading, fast_check, out, self.cancel, |_| Ok(()))?;
         let (page_size, size) = (snapshot.page_size_bytes(), snapshot.size_bytes());
-        let (pages, base) = (&hashes.pages, &base.pages);
-        let changed = pages.changed_since(base).unwrap_or_default();
-        let is_same = changed.is_empty() && pages.hashes.len() == base.hashes.len();
-        // The cached hashes may belong to another state; the manifest of the base decides.
-        let is_wrong = is_same
-            && !self
-                .base
-                .is_some_and(|base| base.has(&source.path, size, hashes.sha256));
-        let is_other = base.page_size_bytes != page_size
-            || delta::size_bytes(page_size, changed.len() as u64) >= size;
-        if is_other || is_wrong {
-            return self.all_pages(source, snapshot, false, None);
-        }
+        let same = self
+            .base
+            .and_then(|base| base.same_database(&source.path, &read.blocks));
         let mut record = record(source, snapshot.metadata(), size);
-        record.sha256 = Some(digest_of(&hashes)?);
-        record.blocks = Some(Box::new(Blocks::from(&hashes.blocks)));
-        if is_same {
-            if known == record {
+        record.blocks = Some(Box::new(Blocks::from(&read.blocks)));
+        if let Some(same) = same {
+            record.sha256 = same.sha256;
+            if *known == record {
                 self.same(&record, None)?;
             } else {
                 self.same_content(record, None)?;
             }
-            return Ok(hashes);
+            return Ok(read.blocks);
         }
+        let is_smaller =
+            |changes: &Changes| delta::size_bytes(page_size, changes.numbers.len() as u64) < size;
+        // Hashes by which a database with other blocks did not change are not those of the base.
+        let is_wrong = |changes: &Changes| {
+            let block_size = known.blocks.as_ref().map(|blocks| blocks.size);
+            changes.is_empty() && block_size == Some(read.blocks.block_bytes)
+        };
+        let changes = read
+            .changes
+            .filter(|changes| is_smaller(changes) && !is_wrong(changes));
+        let Some(Changes { numbers, .. }) = changes else {
+            let pass = self.pass_over(source, false, false);
+            return self.all_pages(source, snapshot, pass, None);
+        };
         self.listing.push(&record, None)?;
         record.stored = Storage::Delta;
         record.pages = Some(Box::new(Pages {
             page_size,
-            changed: changed.len() as u64,
-            root: pages.root(),
+            changed: numbers.len() as u64,
+            root: read.pages_root,
         }));
         let owner = owner(snapshot.metadata());
         self.responses.message(Message::Entry { record, owner })?;
         let mut out = Chunks::new(|chunk| self.responses.data(chunk));
         out.push(&delta::header(page_size))?;
-        scrub::pages_of(snapshot, &changed, self.cancel, |number, page| {
+        scrub::pages_of(snapshot, &numbers, self.cancel, |number, page| {
             out.push(&number.to_le_bytes())?;
             out.push(page)
         })?;
         out.finish()?;
-        Ok(hashes)
+        Ok(read.blocks)
     }
 
-    fn one_pass<'s>(&self, source: &'s Source, looks_unchanged: bool) -> Pass<'s>
+    fn reading<'s>(&self, source: &'s Source) -> Reading<'s>
     where
         Self: 's,
     {
-        let reading = Reading {
+        Reading {
+            path: &source.path,
             block_bytes: self.block_bytes,
             // The pages of the base are scrubbed, and must match.
             erase: self.erase || self.base.is_some(),
             known: self.known.and_then(|known| known.hashes(&source.path)),
-        };
+        }
+    }
+
+    fn pass_over<'s>(
+        &self,
+        source: &'s Source,
+        looks_unchanged: bool,
+        writes_hashes: bool,
+    ) -> Pass<'s>
+    where
+        Self: 's,
+    {
         Pass {
-            reading,
-            path: &source.path,
+            reading: self.reading(source),
             earlier: self.known.filter(|_| looks_unchanged),
+            writes_hashes,
             cancel: self.cancel,
         }
     }
@@ -294,49 +305,58 @@ impl Saving<'_> {
 /// whole.
 struct Pass<'a> {
     reading: Reading<'a>,
-    path: &'a str,
     /// The backup since which the database looks unchanged.
     earlier: Option<&'a Baseline>,
+    /// Whether no earlier pass has written the hashes.
+    writes_hashes: bool,
     cancel: &'a CancelToken,
 }
 
 impl Pass<'_> {
     /// The SHA-256 takes longer than everything else here. If the database looks unchanged, this
-    /// takes the SHA-256 from the earlier manifest, and reads again if the blocks differ after all.
+    /// takes the SHA-256 from the earlier backup, and reads again if the blocks differ after all.
     fn read(
         self,
         snapshot: &mut Snapshot,
         fast_check: Option<&mut FastCheck>,
+        out: &mut PageHashesOut,
         take: &mut dyn FnMut(Block) -> Result<()>,
-    ) -> Result<DatabaseHashes> {
+    ) -> Result<(BlockHashes, Sha256Digest)> {
+        let Pass {
+            reading,
+            earlier,
+            writes_hashes,
+            cancel,
+        } = self;
+        let path = reading.path;
+        let record = earlier.and_then(|earlier| earlier.database(path));
+        let earlier = earlier.filter(|_| record.is_some_and(|record| record.sha256.is_some()));
         let mut whole = Sha256::new();
-        let mut hashes = blocks::read(snapshot, self.reading, fast_check, self.cancel, |block| {
-            if self.earlier.is_none() {
+        let out = writes_hashes.then_some(out);
+        let read = blocks::read(snapshot, reading, fast_check, out, cancel, |block| {
+            if earlier.is_none() {
                 whole.update(&block.bytes);
             }
             take(block)
         })?;
-        hashes.sha256 = match self.earlier {
-            None => Some(whole.finalize().into()),
-            Some(earlier) => match earlier.digest(self.path, snapshot.size_bytes(), &hashes.blocks)
-            {
-                Some(digest) => Some(digest),
-                None => {
-                    return Pass {
-                        earlier: None,
-                        ..self
-                    }
-                    .read(snapshot, None, &mut |_| Ok(()));
+        let sha256 = match earlier {
+            None => whole.finalize().into(),
+            Some(earlier) => match earlier.same_database(path, &read.blocks) {
+                Some(FileRecord {
+                    sha256: Some(digest),
+                    ..
+                }) => *digest,
+                _ => {
+                    blocks::read(snapshot, reading, None, None, cancel, |block| {
+                        whole.update(&block.bytes);
+                        Ok(())
+                    })?;
+                    whole.finalize().into()
                 }
             },
         };
-        Ok(hashes)
+        Ok((read.blocks, sha256))
     }
-}
-
-fn digest_of(hashes: &DatabaseHashes) -> Result<Sha256Digest> {
-    let missing = || Error::internal("A database was read without its digest");
-    hashes.sha256.ok_or_else(missing)
 }
 
 fn send_same(responses: &mut dyn ResponseSink, same: &mut Vec<ContentHash>) -> Result<()> {

@@ -33,6 +33,7 @@ use std::{
 use rusqlite::Connection;
 
 use self::{
+    blocks::PageHashesOut,
     listing::{Listing, Passed},
     plan::{Content, SavePlan},
     records::{owner, record},
@@ -55,7 +56,7 @@ use crate::{
     sqlite::{
         check::{Depth, Findings, Integrity, IntegrityStatus, refused},
         files::names_super_journal,
-        page_hashes::PageFile,
+        page_hashes::PageFileWriter,
         raw_copy::RawCopy,
     },
     util::operation::CancelToken,
@@ -96,7 +97,7 @@ pub fn save(
         trusted,
         listing: Listing::new(&request.scratch.join(KNOWN_FILES_FILE), base)?,
         passed_bytes: 0,
-        hashes: PageFile::default(),
+        hashes: hashes_file(&request.scratch)?,
         entries: plan.entries,
         integrity: Integrity::of(Findings::default(), Depth::All),
         counts: Counts::default(),
@@ -110,7 +111,6 @@ pub fn save(
     }
     saving.pass(None)?;
     saving.tell_kept();
-    saving.write_page_hashes(request)?;
     saving.finish()
 }
 
@@ -133,13 +133,24 @@ struct Saving<'a> {
     listing: Listing,
     /// The size of files that are as in the base, as far as the client does not know it yet.
     passed_bytes: u64,
-    /// The page hashes of all databases so far.
-    hashes: PageFile,
+    /// The page hashes of all databases so far, in the scratch directory, where the client takes
+    /// them.
+    hashes: PageHashesOut,
     /// The entry names that are in use in the archive.
     entries: EntryNames,
     integrity: Integrity,
     counts: Counts,
     warnings: Vec<Warning>,
+}
+
+fn hashes_file(scratch: &Path) -> Result<PageHashesOut> {
+    let file = File::create(scratch.join(PAGE_HASHES_FILE));
+    file.and_then(|file| PageFileWriter::new(BufWriter::new(file), ""))
+        .map_err(hashes_failed)
+}
+
+fn hashes_failed(cause: io::Error) -> Error {
+    Error::io("write", PAGE_HASHES_FILE.as_ref(), cause)
 }
 
 /// What the graph database contains.
@@ -174,6 +185,7 @@ impl Saving<'_> {
 
     fn finish(mut self) -> Result<Saved> {
         self.tell_passed()?;
+        self.hashes.finish().map_err(hashes_failed)?;
         if !self.check_source && self.integrity.status == IntegrityStatus::Ok {
             self.integrity.status = IntegrityStatus::Skipped;
             self.integrity.full_text = false;
@@ -217,14 +229,6 @@ impl Saving<'_> {
             return Ok(());
         }
         self.file(source, file)
-    }
-
-    /// Leaves the page hashes in the scratch directory, where the client takes them.
-    fn write_page_hashes(&self, request: &SaveRequest) -> Result<()> {
-        let path = request.scratch.join(PAGE_HASHES_FILE);
-        let failed = |cause| Error::io("write", &path, cause);
-        let file = File::create(&path).map_err(failed)?;
-        self.hashes.write(BufWriter::new(file)).map_err(failed)
     }
 
     /// Returns what the base has at the place of a source, after everything before it. The sources

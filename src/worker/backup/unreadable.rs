@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, path::Path};
 
-use super::Saving;
+use super::{Saving, hashes_failed};
 use crate::{
     archive::file_record::{EntryKind, FileRecord},
     error::{Result, Warning, WarningCode},
@@ -126,8 +126,8 @@ impl Saving<'_> {
     fn keep(&mut self, entry: String, (record, state): KnownFile) -> Result<()> {
         if let Some(hashes) = self.base.and_then(|base| base.hashes(&record.path)) {
             self.hashes
-                .databases
-                .insert(record.path.clone(), hashes.clone());
+                .copy_database(&record.path, hashes)
+                .map_err(hashes_failed)?;
         }
         if record.entry == entry {
             return self.same(&record, state);
