@@ -1,8 +1,9 @@
 //! Reads a database once, block by block.
 //!
 //! ```text
-//! a thread:    read ─▶ scrub ─▶ fast check ─▶ hash ─▶ compare with an earlier backup
-//! this thread: send
+//! a thread:       read ─▶ scrub ─▶ fast check
+//! another thread: hash ─▶ compare with an earlier backup
+//! this thread:    send
 //! ```
 //!
 //! A block is hashed as a whole first. If an earlier backup has the same block at the same place,
@@ -35,7 +36,7 @@ use crate::{
     worker::protocol::PAGE_HASHES_FILE,
 };
 
-/// How many bytes may wait between the two threads, but at least a few blocks.
+/// How many bytes may wait between two threads, but at least a few blocks.
 const BYTES_WAITING: usize = 2 * 1024 * 1024;
 const LEAST_BLOCKS_WAITING: usize = 4;
 
@@ -90,48 +91,55 @@ pub(super) fn read(
     cancel: &CancelToken,
     mut take: impl FnMut(Block) -> Result<()>,
 ) -> Result<ReadDatabase> {
+    let waiting = (BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING);
+    let mut hashes = Hashes::new(snapshot, reading, out)?;
     thread::scope(|threads| {
-        let (blocks, received) =
-            bounded::<Block>((BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING));
-        let hash = move || {
-            let page_bytes = snapshot.page_size_bytes();
-            let mut hashes = Hashes::new(snapshot, reading, out)?;
+        let (pieces, read) = bounded::<(u64, Vec<u8>)>(waiting);
+        let (blocks, hashed) = bounded::<Block>(waiting);
+        let read_all = move || {
+            let page_bytes = snapshot.page_size_bytes() as usize;
             let mut scrubber = reading
                 .erase
                 .then(|| Scrubber::new(snapshot, cancel))
                 .transpose()?;
-            let mut look = |number: u64, page: &mut [u8]| {
-                let read = scrubber
-                    .as_mut()
-                    .and_then(|scrubber| scrubber.scrub_unused(number, page));
-                if let Some(fast_check) = &mut fast_check {
-                    fast_check.page(page, read);
-                }
-            };
             snapshot.read_chunks(reading.block_bytes, cancel, |first, piece| {
-                piece
-                    .chunks_mut(page_bytes as usize)
-                    .zip(first..)
-                    .for_each(|(page, number)| look(number, page));
-                let (hash, is_known) = hashes.add(first, piece)?;
-                // If the receiver is gone, its error is returned below.
-                blocks
-                    .send(Block {
-                        bytes: std::mem::take(piece),
-                        hash,
-                        is_known,
-                    })
-                    .map_err(|_| Error::aborted())
-            })?;
-            hashes.finish()
+                for (number, page) in (first..).zip(piece.chunks_mut(page_bytes)) {
+                    let read = scrubber
+                        .as_mut()
+                        .and_then(|scrubber| scrubber.scrub_unused(number, page));
+                    if let Some(fast_check) = &mut fast_check {
+                        fast_check.page(page, read);
+                    }
+                }
+                let sent = pieces.send((first, std::mem::take(piece)));
+                sent.map_err(|_| Error::aborted())
+            })
         };
-        let hashing = start_in(threads, "kg-hash", hash)?;
-        let taken = received.iter().try_for_each(&mut take);
-        // This ends a thread that waits for room in the channel.
-        drop(received);
-        let panicked = |_| Err(Error::internal("The hashing of the database panicked"));
-        let read = hashing.join().unwrap_or_else(panicked);
-        taken.and(read)
+        let hash_all = move || {
+            for (first, bytes) in read {
+                let (hash, is_known) = hashes.add(first, &bytes)?;
+                let block = Block {
+                    bytes,
+                    hash,
+                    is_known,
+                };
+                blocks.send(block).map_err(|_| Error::aborted())?;
+            }
+            Ok(hashes)
+        };
+        let reading = start_in(threads, "kg-read", read_all)?;
+        let hashing = start_in(threads, "kg-hash", hash_all)?;
+        let taken = hashed.iter().try_for_each(&mut take);
+        // This ends the threads that wait for room in a channel.
+        drop(hashed);
+        let panicked = || Error::internal("The reading of the database panicked");
+        let hashed = hashing.join().unwrap_or_else(|_| Err(panicked()));
+        let read = reading.join().unwrap_or_else(|_| Err(panicked()));
+        // A thread that fails aborts those before it, which is not the cause.
+        taken?;
+        let hashes = hashed?;
+        read?;
+        hashes.finish()
     })
 }
 
