@@ -19,7 +19,7 @@ import Database from 'better-sqlite3';
 import { describe, expect, test } from 'vitest';
 
 import { kg, kgPath, repository, run } from './support/processes.mjs';
-import { contents, makeProject, withDatabase } from './support/project.mjs';
+import { contents, makeProject, pageCache, withDatabase } from './support/project.mjs';
 
 const PASSPHRASE = 'correct horse battery staple';
 
@@ -209,9 +209,8 @@ describe('to recipients', () => {
     const project = setUp();
     const maker = project.manage({ recipients: [project.recipient] });
     const full = await maker.createBackup();
-    const kept = path.join(project.root, '.kg/cache/backup-pages');
-    // `stores.json` is the record of the stores.
-    const cacheOf = ({ id }) => [id, `${id}.files`, `${id}.manifest`, 'stores.json'];
+    const kept = pageCache(project.root);
+    const cacheOf = ({ id }) => [id, `${id}.files`, `${id}.manifest`];
     expect(readdirSync(kept).sort()).toEqual(cacheOf(full));
     // One wrong byte makes the cached manifest unusable.
     const file = path.join(kept, `${full.id}.manifest`);
@@ -236,6 +235,28 @@ describe('to recipients', () => {
     expect(incremental).toMatchObject({ type: 'incremental', warnings: [] });
     expect(readdirSync(kept).sort()).toEqual(cacheOf(incremental));
     await expectRestores(owner, incremental, project);
+  });
+
+  test('up to four stores that are used in turn make incremental backups without a key', async () => {
+    const project = setUp();
+    const stores = [1, 2, 3, 4, 5].map((number) =>
+      project.manage(
+        { recipients: [project.recipient] },
+        { backupDir: path.join(project.base, `store-${number}`) },
+      ),
+    );
+    const backUp = async (store) => {
+      project.change(1);
+      const { type, warnings } = await store.createBackup({ type: 'incremental' });
+      return [type, warnings.map(({ code }) => code)];
+    };
+    for (const store of stores) await store.createBackup();
+    const lastFour = stores.slice(1);
+    for (const store of [...lastFour, ...lastFour])
+      expect(await backUp(store)).toEqual(['incremental', []]);
+    expect(await backUp(stores[0])).toEqual(['full', ['KG_WARN_FULL']]);
+    const cached = readdirSync(path.join(project.root, '.kg/cache/backup-pages'));
+    expect(cached.filter((name) => name !== 'stores.json')).toHaveLength(4);
   });
 
   test('a part of an encrypted chain can be restored', async () => {

@@ -27,6 +27,7 @@ import {
   fillDatabase,
   integrityOf,
   makeProject,
+  pageCache,
   temporaryDirectory,
   withDatabase,
 } from './support/project.mjs';
@@ -327,8 +328,7 @@ describe('a base', () => {
 
   test('whose page hashes are missing, damaged or of another archive is read instead', async () => {
     const { root, manager, incremental, database, at } = setUp();
-    const cache = () =>
-      path.join(at('cache/backup-pages'), readdirSync(at('cache/backup-pages'))[0]);
+    const cache = () => path.join(pageCache(root), readdirSync(pageCache(root))[0]);
     const damages = [
       () => rmSync(at('cache'), { recursive: true }),
       () => truncateSync(cache(), 100),

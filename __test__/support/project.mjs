@@ -127,12 +127,22 @@ export function withDatabase(file, work) {
   }
 }
 
+/** Returns the directory with the cache of the only store that a project uses. */
+export function pageCache(root) {
+  const all = path.join(root, '.kg/cache/backup-pages');
+  const [store, ...others] = readdirSync(all, { withFileTypes: true }).filter((entry) =>
+    entry.isDirectory(),
+  );
+  if (!store || others.length > 0) throw new Error(`${all} has no single store`);
+  return path.join(all, store.name);
+}
+
 /**
  * Returns every file below a directory with a digest, to detect changes. Page hashes of backups are
  * excluded.
  */
 export function fingerprint(root) {
-  const isKept = (entry) => entry.isFile() && !entry.parentPath.endsWith('/cache/backup-pages');
+  const isKept = (entry) => entry.isFile() && !entry.parentPath.includes('/cache/backup-pages');
   const files = readdirSync(root, { recursive: true, withFileTypes: true }).filter(isKept);
   return files
     .map((entry) => path.join(entry.parentPath, entry.name))

@@ -84,6 +84,15 @@ fn project(root: &Path) {
     fs::write(root.join(".kg/plugins/p/notes.txt"), "notes").unwrap();
 }
 
+/// Returns the directory with the cache of the only store.
+fn page_cache(root: &Path) -> PathBuf {
+    let entries = fs::read_dir(root.join(".kg/cache/backup-pages")).unwrap();
+    let mut stores = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir());
+    stores.next().unwrap()
+}
+
 /// Returns all rows of all databases.
 fn content(root: &Path) -> BTreeMap<PathBuf, Vec<(u64, String)>> {
     let rows = |path: &Path| {
@@ -252,7 +261,7 @@ impl Before {
         let store = Store::at(&dir.path().join("backups")).unwrap();
         let backup = back_up(&root, &store, Compression::GZIP).backup;
         fs::create_dir(&scratch).unwrap();
-        let cache = root.join(".kg/cache/backup-pages");
+        let cache = page_cache(&root);
         fs::copy(cache.join(&backup.id), scratch.join("hashes")).unwrap();
         let files = cache.join(format!("{}.files", backup.id));
         fs::copy(&files, scratch.join("files")).unwrap();
@@ -528,7 +537,7 @@ fn a_digest_that_rotted_in_the_cached_list_of_the_last_archive_gets_into_no_othe
     let mut last = back_up(&root, &store, Compression::GZIP).backup;
     let right = digests(&last);
     for kind in [BackupType::Full, BackupType::Incremental] {
-        let cached = root.join(format!(".kg/cache/backup-pages/{}.files", last.id));
+        let cached = page_cache(&root).join(format!("{}.files", last.id));
         let list = zstd::decode_all(fs::File::open(&cached).unwrap()).unwrap();
         let list = String::from_utf8(list).unwrap();
         let rotten = list.replace(&right[0].to_string(), &Sha256Digest::of(b"rot").to_string());

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::page_cache;
+use super::page_cache::{self, PageCache};
 use crate::{
     archive::{
         block::Compression,
@@ -109,7 +109,7 @@ fn open(
                 Phase::Verifying,
             )
         };
-        manifest = match page_cache::manifest(project, &backup) {
+        manifest = match PageCache::of(project, store).manifest(&backup) {
             Some(kept) => kept,
             None => read()?.intact(&backup.path)?.0,
         };
@@ -209,20 +209,21 @@ impl IncrementalBase {
     pub fn prepare(
         &self,
         project: &Project,
+        store: &Store,
         scratch: &Path,
-        keys: &Keys,
         context: &OperationContext,
     ) -> Result<PathBuf> {
+        let cache = PageCache::of(project, store);
         let cached = self.manifest.file_list.and_then(|summary| {
-            if !page_cache::copy_hashes(project, &self.backup, scratch) {
+            if !cache.copy_hashes(&self.backup, scratch) {
                 return None;
             }
-            let databases = page_cache::copy_files(project, &self.backup, summary, scratch)?;
+            let databases = cache.copy_files(&self.backup, summary, scratch)?;
             Some((summary, databases))
         });
         let (summary, databases) = match cached {
             Some(cached) => cached,
-            None => self.read_chain(scratch, keys, context)?,
+            None => self.read_chain(scratch, store.keys(), context)?,
         };
         page_cache::write_base(&self.manifest, summary, databases, scratch)
     }

@@ -1,5 +1,11 @@
-//! Remembers the newest backup for the next one, in `.kg/cache/backup-pages/`: the page hashes of
-//! its databases and its list of files.
+//! Remembers the newest backup of each store for the next one, in `.kg/cache/backup-pages/`: the
+//! page hashes of its databases and its list of files.
+//!
+//! ```text
+//! backup-pages/{store}/{id}           page hashes
+//!                     /{id}.files     list of files
+//!                     /{id}.manifest  manifest of an encrypted backup
+//! ```
 //!
 //! The cache of an encrypted backup also has its complete manifest, because the sidecar holds only
 //! the public part. The cache only saves time. If it is missing, damaged or belongs to another
@@ -8,6 +14,7 @@
 use std::{
     fs,
     io::{self, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -36,6 +43,11 @@ const BASELINE_FILE: &str = "base.json";
 const MANIFEST_SUFFIX: &str = ".manifest";
 /// The suffix of a cached list of files.
 const FILES_SUFFIX: &str = ".files";
+/// The maximum number of stores whose newest backup is remembered. A cache takes about 4 MB for
+/// each GB of databases.
+const MAX_STORES: usize = 4;
+/// A directory is named by so many bytes of the SHA-256 of the path of its store.
+const STORE_NAME_BYTES: usize = 8;
 
 /// Writes the baseline of the cached backup into `scratch`, for a full backup or a snapshot.
 /// A database whose pages are those of a sound backup is not checked again.
@@ -46,13 +58,13 @@ pub(super) fn load(
     project: &Project,
     scratch: &Path,
 ) -> Result<Option<(PathBuf, String)>> {
-    let own = project.id();
+    let (own, cache) = (project.id(), PageCache::of(project, store));
     for backup in store.read()?.backups {
-        if !copy_hashes(project, &backup, scratch) {
+        if !cache.copy_hashes(&backup, scratch) {
             continue;
         }
         let manifest = if backup.encrypted {
-            manifest(project, &backup)
+            cache.manifest(&backup)
         } else {
             described_beside(&backup.path)?
         };
@@ -61,7 +73,7 @@ pub(super) fn load(
         let Some((manifest, summary)) = manifest.zip(summary) else {
             return Ok(None);
         };
-        let Some(databases) = copy_list(project, &backup, summary, io::sink()) else {
+        let Some(databases) = cache.copy_list(&backup, summary, io::sink()) else {
             return Ok(None);
         };
         let baseline = BaselineFile::new(&manifest, databases, HASHES_FILE);
@@ -88,132 +100,176 @@ fn write(baseline: &BaselineFile, scratch: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Copies the cached list of files of `backup` into `scratch`, and returns the records of its
-/// databases. `None` if there is none, or if it is not the expected one.
-pub(super) fn copy_files(
-    project: &Project,
-    backup: &Backup,
-    expected: FileListSummary,
-    scratch: &Path,
-) -> Option<Vec<FileRecord>> {
-    let copy = fs::File::create(scratch.join(FILES_FILE)).ok()?;
-    copy_list(project, backup, expected, copy)
+/// The cache of one store.
+pub(super) struct PageCache {
+    dir: PathBuf,
 }
 
-fn copy_list(
-    project: &Project,
-    backup: &Backup,
-    expected: FileListSummary,
-    out: impl Write,
-) -> Option<Vec<FileRecord>> {
-    let kept = regular_file::open(&files_file(project, backup)).ok()?;
-    let (summary, databases) = KnownFiles::copy(kept, out)?;
-    (summary == expected).then_some(databases)
-}
-
-/// Copies the cached page hashes of `backup` into `scratch`. Returns `false` if there are none, or
-/// if they are damaged.
-pub(super) fn copy_hashes(project: &Project, backup: &Backup, scratch: &Path) -> bool {
-    let taken = || {
-        let kept = regular_file::open(&cache_file(project, &backup.id))?;
-        PageFile::copy(
-            &kept,
-            fs::File::create(scratch.join(HASHES_FILE))?,
-            &backup.checksum,
-        )
-    };
-    matches!(taken(), Ok(Some(archive)) if archive == backup.checksum)
-}
-
-/// Replaces the cache with the page hashes and the list of files of `backup`, which the worker
-/// wrote. An error is ignored, because the cache only saves time.
-pub(super) fn store(
-    project: &Project,
-    backup: &Backup,
-    manifest: &Manifest,
-    hashes: fs::File,
-    files: fs::File,
-) {
-    let path = cache_file(project, &backup.id);
-    let Some(dir) = path.parent() else { return };
-    let older: Vec<PathBuf> = fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
-    let listed = files_file(project, backup);
-    let mut kept = vec![path.clone(), listed.clone()];
-    let keep = || {
-        atomic_file::create_dirs(dir).ok()?;
-        atomic_file::sweep_partials(dir);
-        if backup.encrypted {
-            store_manifest(project, backup, manifest).ok()?;
+impl PageCache {
+    pub fn of(project: &Project, store: &Store) -> Self {
+        let digest = Sha256::digest(store.dir().as_os_str().as_bytes());
+        PageCache {
+            dir: all_of(project).join(hex(&digest[..STORE_NAME_BYTES])),
         }
-        let mut file = atomic_file::TempFile::in_store(dir, None).ok()?;
-        KnownFiles::copy(files, &mut file)?;
-        file.persist(&listed).ok()?;
-        let mut file = atomic_file::TempFile::in_store(dir, None).ok()?;
-        PageFile::copy(&hashes, &mut file, &backup.checksum).ok()??;
-        file.persist(&path).ok()
-    };
-    if keep().is_none() {
-        return;
     }
-    kept.extend(backup.encrypted.then(|| manifest_file(project, backup)));
-    let is_old = |old: &&PathBuf| {
-        let name = old.file_name().unwrap_or_default().to_string_lossy();
-        let id = [MANIFEST_SUFFIX, FILES_SUFFIX]
-            .iter()
-            .find_map(|suffix| name.strip_suffix(suffix));
-        !kept.contains(old) && is_id(id.unwrap_or(&name))
-    };
-    for old in older.iter().filter(is_old) {
-        let _ = atomic_file::remove(old);
+
+    /// Copies the cached list of files of `backup` into `scratch`, and returns the records of its
+    /// databases. `None` if there is none, or if it is not the expected one.
+    pub fn copy_files(
+        &self,
+        backup: &Backup,
+        expected: FileListSummary,
+        scratch: &Path,
+    ) -> Option<Vec<FileRecord>> {
+        let copy = fs::File::create(scratch.join(FILES_FILE)).ok()?;
+        self.copy_list(backup, expected, copy)
+    }
+
+    fn copy_list(
+        &self,
+        backup: &Backup,
+        expected: FileListSummary,
+        out: impl Write,
+    ) -> Option<Vec<FileRecord>> {
+        let kept = regular_file::open(&self.files_file(backup)).ok()?;
+        let (summary, databases) = KnownFiles::copy(kept, out)?;
+        (summary == expected).then_some(databases)
+    }
+
+    /// Copies the cached page hashes of `backup` into `scratch`. Returns `false` if there are none,
+    /// or if they are damaged.
+    pub fn copy_hashes(&self, backup: &Backup, scratch: &Path) -> bool {
+        let taken = || {
+            let kept = regular_file::open(&self.hashes_file(backup))?;
+            PageFile::copy(
+                &kept,
+                fs::File::create(scratch.join(HASHES_FILE))?,
+                &backup.checksum,
+            )
+        };
+        matches!(taken(), Ok(Some(archive)) if archive == backup.checksum)
+    }
+
+    /// Replaces the cache with the page hashes and the list of files of `backup`, which the worker
+    /// wrote. An error is ignored, because the cache only saves time.
+    pub fn store(&self, backup: &Backup, manifest: &Manifest, hashes: fs::File, files: fs::File) {
+        let older = names_in(&self.dir);
+        let keep = || {
+            atomic_file::create_dirs(&self.dir).ok()?;
+            atomic_file::sweep_partials(&self.dir);
+            if backup.encrypted {
+                self.store_manifest(backup, manifest).ok()?;
+            }
+            let mut file = atomic_file::TempFile::in_store(&self.dir, None).ok()?;
+            KnownFiles::copy(files, &mut file)?;
+            file.persist(&self.files_file(backup)).ok()?;
+            let mut file = atomic_file::TempFile::in_store(&self.dir, None).ok()?;
+            PageFile::copy(&hashes, &mut file, &backup.checksum).ok()??;
+            file.persist(&self.hashes_file(backup)).ok()
+        };
+        if keep().is_none() {
+            return;
+        }
+        let is_old = |name: &&String| id_of(name).is_some_and(|id| id != backup.id);
+        for old in older.iter().filter(is_old) {
+            let _ = atomic_file::remove(&self.dir.join(old));
+        }
+        self.remove_other_stores();
+    }
+
+    /// Removes the caches of all but the [`MAX_STORES`] stores that were used last.
+    fn remove_other_stores(&self) {
+        let Some(all) = self.dir.parent() else { return };
+        let mut others: Vec<_> = stores_in(all)
+            .filter(|dir| *dir != self.dir)
+            // Ids have a resolution of a second, and two stores can have the same.
+            .map(|dir| (fs::metadata(&dir).and_then(|dir| dir.modified()).ok(), dir))
+            .collect();
+        others.sort_unstable();
+        others.reverse();
+        for (_, dir) in others.iter().skip(MAX_STORES - 1) {
+            let files = names_in(dir).into_iter();
+            for name in files.filter(|name| id_of(name).is_some()) {
+                let _ = atomic_file::remove(&dir.join(name));
+            }
+            let _ = fs::remove_dir(dir);
+        }
+    }
+
+    /// Writes the manifest after a line with its digest and the checksum of the archive.
+    fn store_manifest(&self, backup: &Backup, manifest: &Manifest) -> Result<()> {
+        let json = manifest.to_json();
+        let line = format!("{} {}\n", hex(&Sha256::digest(&json)), backup.checksum);
+        let text = [line.as_bytes(), &json].concat();
+        atomic_file::write_in_store(&self.manifest_file(backup), &text, None)
+    }
+
+    /// Returns the cached manifest of an encrypted backup, or `None` if it is missing or damaged.
+    pub fn manifest(&self, backup: &Backup) -> Option<Manifest> {
+        let kept = regular_file::open(&self.manifest_file(backup))
+            .and_then(|file| regular_file::read(&file, MAX_TEXT_BYTES))
+            .ok()?;
+        let end = kept.iter().position(|byte| *byte == b'\n')?;
+        let (line, json) = (&kept[..end], &kept[end + 1..]);
+        let expected = format!("{} {}", hex(&Sha256::digest(json)), backup.checksum);
+        if line != expected.as_bytes() {
+            return None;
+        }
+        Manifest::parse(json, &backup.id).ok()
+    }
+
+    fn manifest_file(&self, backup: &Backup) -> PathBuf {
+        self.dir.join(format!("{}{MANIFEST_SUFFIX}", backup.id))
+    }
+
+    fn files_file(&self, backup: &Backup) -> PathBuf {
+        self.dir.join(format!("{}{FILES_SUFFIX}", backup.id))
+    }
+
+    fn hashes_file(&self, backup: &Backup) -> PathBuf {
+        self.dir.join(&backup.id)
     }
 }
 
-/// Returns whether the cached backup is encrypted, in any store.
+/// Returns whether the newest cached backup of all stores is encrypted.
 pub fn is_of_encrypted(project: &Project) -> bool {
-    let kept = fs::read_dir(project.root().join(STATE_DIR).join(PAGE_CACHE_DIR))
-        .into_iter()
-        .flatten()
-        .flatten();
-    kept.map(|entry| entry.file_name())
-        .any(|name| name.to_string_lossy().ends_with(MANIFEST_SUFFIX))
+    let all = all_of(project);
+    let newest = stores_in(&all).filter_map(|dir| newest_in(&dir)).max();
+    newest.is_some_and(|(_, is_encrypted)| is_encrypted)
 }
 
-/// Writes the manifest after a line with its digest and the checksum of the archive.
-fn store_manifest(project: &Project, backup: &Backup, manifest: &Manifest) -> Result<()> {
-    let path = manifest_file(project, backup);
-    let json = manifest.to_json();
-    let line = format!("{} {}\n", hex(&Sha256::digest(&json)), backup.checksum);
-    atomic_file::write_in_store(&path, &[line.as_bytes(), &json].concat(), None)
+/// Returns the id of the newest cached backup of a store, and whether it is encrypted.
+fn newest_in(dir: &Path) -> Option<(String, bool)> {
+    let names = names_in(dir);
+    let newest = names.iter().filter_map(|name| id_of(name)).max()?;
+    let manifest = format!("{newest}{MANIFEST_SUFFIX}");
+    Some((newest.to_string(), names.contains(&manifest)))
 }
 
-/// Returns the cached manifest of an encrypted backup, or `None` if it is missing or damaged.
-pub(super) fn manifest(project: &Project, backup: &Backup) -> Option<Manifest> {
-    let path = manifest_file(project, backup);
-    let kept = regular_file::open(&path)
-        .and_then(|file| regular_file::read(&file, MAX_TEXT_BYTES))
-        .ok()?;
-    let end = kept.iter().position(|byte| *byte == b'\n')?;
-    let (line, json) = (&kept[..end], &kept[end + 1..]);
-    let expected = format!("{} {}", hex(&Sha256::digest(json)), backup.checksum);
-    if line != expected.as_bytes() {
-        return None;
-    }
-    Manifest::parse(json, &backup.id).ok()
+/// Returns the id of the backup to which a cached file of that name belongs.
+fn id_of(name: &str) -> Option<&str> {
+    let mut suffixes = [MANIFEST_SUFFIX, FILES_SUFFIX].iter();
+    let id = suffixes.find_map(|suffix| name.strip_suffix(suffix));
+    Some(id.unwrap_or(name)).filter(|id| is_id(id))
 }
 
-fn manifest_file(project: &Project, backup: &Backup) -> PathBuf {
-    cache_file(project, &format!("{}{MANIFEST_SUFFIX}", backup.id))
+/// Returns the directories of all stores.
+fn stores_in(all: &Path) -> impl Iterator<Item = PathBuf> {
+    let is_store = |name: &String| {
+        name.len() == 2 * STORE_NAME_BYTES && name.bytes().all(|digit| digit.is_ascii_hexdigit())
+    };
+    let names = names_in(all).into_iter().filter(is_store);
+    names.map(|name| all.join(name))
 }
 
-fn files_file(project: &Project, backup: &Backup) -> PathBuf {
-    cache_file(project, &format!("{}{FILES_SUFFIX}", backup.id))
+fn all_of(project: &Project) -> PathBuf {
+    project.root().join(STATE_DIR).join(PAGE_CACHE_DIR)
 }
 
-fn cache_file(project: &Project, id: &str) -> PathBuf {
-    project.root().join(STATE_DIR).join(PAGE_CACHE_DIR).join(id)
+/// Returns the names in a directory. None if it cannot be read.
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
 }

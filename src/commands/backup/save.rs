@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{
     content::{assert_complete, describe, note_empty},
     incremental_base::IncrementalBase,
-    page_cache,
+    page_cache::{self, PageCache},
     plan::{BackupPlan, Reuse},
     receive::receive,
     reuse_source,
@@ -118,7 +118,7 @@ impl Run<'_> {
         let (backup, manifest) = new.publish(manifest, written)?;
         // A safety backup is never a base, so it must not replace the cache of one.
         if let Some((hashes, files)) = left.filter(|_| !options.is_safety_backup) {
-            page_cache::store(self.project, &backup, &manifest, hashes, files);
+            PageCache::of(self.project, store).store(&backup, &manifest, hashes, files);
         }
         Ok(SavedBackup {
             backup,
@@ -151,7 +151,7 @@ impl Run<'_> {
             }
             Reuse::Incremental(base) => {
                 request.known =
-                    Some(base.prepare(project, new.scratch(), store.keys(), context)?);
+                    Some(base.prepare(project, store, new.scratch(), context)?);
                 prepared.base = Some(base);
             }
         }
