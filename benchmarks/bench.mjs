@@ -32,6 +32,7 @@ const HELP = `npm run bench -- [options]
   --sizes 50,500      sizes of the projects' databases in MB; 5000 needs 25 GB of disk and hours
                       (with --sweep: 10,50,200,500)
   --files 0           plugin files of 1 kB in each project
+  --fresh             databases fresh from VACUUM, whose pages have no leftovers of earlier content
   --runs 5            measured runs; one more before them is not counted (with --sweep: 3)
   --only ours,pigz    these contenders alone
   --sweep             instead of the tables, measure the curves: backup over size, incremental backups over what changed
@@ -48,6 +49,7 @@ const { values } = parseArgs({
   options: {
     sizes: { type: 'string' },
     files: { type: 'string', default: '0' },
+    fresh: { type: 'boolean', default: false },
     runs: { type: 'string' },
     only: { type: 'string' },
     sweep: { type: 'boolean', default: false },
@@ -118,12 +120,13 @@ async function measureTables(contenders) {
   const measured = [];
   const texts = [];
   for (const megabytes of sizes) {
-    const dir = project(data, megabytes, { files });
+    const dir = project(data, megabytes, { files, fresh: values.fresh });
     const results = await rounds(contenders, STEPS, dir, work, runs);
     const writerAloneMs = await writers(contenders, results, dir, work, runs);
     measured.push({
       megabytes,
       files,
+      fresh: values.fresh,
       databaseBytes: databaseBytes(dir),
       runs,
       writerAloneMs,

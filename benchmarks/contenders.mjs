@@ -28,7 +28,8 @@ const TAKE_COPY = `sqlite3 $PROJECT/.kg/knowledge.db ".backup --async $COPY/know
  * Deletes the copy first, so that it is never written to disk. Then syncs each file and directory.
  */
 const SYNC_STORE = 'rm -r $COPY/*; find $STORE -exec sync {} +';
-const SYNC_RESTORED = 'find $RESTORED -exec sync {} +';
+/** One call for the file system, because a project may have very many files. */
+const SYNC_RESTORED = 'sync -f $RESTORED';
 const NEWEST = '$(ls -t $STORE/* | head -n 1)';
 
 /** Returns the contender that is this project with these options of `createBackupManager`. */
@@ -98,7 +99,9 @@ const borg = {
 
 export const CONTENDERS = [
   own('ours', 'this project', {}),
+  own('ours-1', 'this project, level 1', { compressionLevel: 1 }),
   own('ours-zstd', 'this project, zstd', { compression: 'zstd' }),
+  own('ours-zstd-1', 'this project, zstd, level 1', { compression: 'zstd', compressionLevel: 1 }),
   own('ours-age', 'this project, encrypted', { encryption: { identityFile: AGE_IDENTITY } }),
   pipeline('gzip', 'gzip', 'gzip -6', 'tar.gz'),
   pipeline('pigz', 'pigz', 'pigz -6', 'tar.gz'),

@@ -6,7 +6,7 @@
 // it kept is synced. In each round each contender has a fresh copy of the project.
 
 import { execFileSync, spawn } from 'node:child_process';
-import { cpSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { once } from 'node:events';
 import path from 'node:path';
 
@@ -34,7 +34,7 @@ async function prepare(contender, project, dir) {
   const env = places(dir, path.join(dir, 'project'));
   rmSync(dir, { recursive: true, force: true });
   for (const place of [env.STORE, env.COPY, env.RESTORED]) mkdirSync(place, { recursive: true });
-  cpSync(project, env.PROJECT, { recursive: true });
+  execFileSync('cp', ['-a', project, env.PROJECT]);
   if (contender.prepare) await run(contender.prepare, env);
   execFileSync('sync');
   return env;

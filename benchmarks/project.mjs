@@ -149,10 +149,14 @@ function writeFiles(dir, count, text, next) {
 
 /**
  * Returns a project below the directory `data` whose database has about `megabytes` MB, with
- * `files` plugin files of 1 kB. Makes it on first use and keeps it.
+ * `files` plugin files of 1 kB. A fresh database comes from `VACUUM`, so its pages have no
+ * leftovers of earlier content. Makes the project on first use and keeps it.
  */
-export function project(data, megabytes, { shape = 'graph', files = 0 } = {}) {
-  const dir = path.join(data, `${shape}-${megabytes}${files > 0 ? `-files-${files}` : ''}`);
+export function project(data, megabytes, { shape = 'graph', files = 0, fresh = false } = {}) {
+  const dir = path.join(
+    data,
+    `${shape}-${megabytes}${fresh ? '-fresh' : ''}${files > 0 ? `-files-${files}` : ''}`,
+  );
   const database = path.join(dir, '.kg/knowledge.db');
   if (existsSync(path.join(dir, 'ready'))) return dir;
   console.error(`Making a project of ${megabytes} MB of text …`);
@@ -173,6 +177,10 @@ export function project(data, megabytes, { shape = 'graph', files = 0 } = {}) {
   });
   for (let n = 0; statSync(database).size < megabytes * MEGABYTE; n += BATCH) {
     add(n);
+    db.pragma('wal_checkpoint(TRUNCATE)');
+  }
+  if (fresh) {
+    db.exec('VACUUM');
     db.pragma('wal_checkpoint(TRUNCATE)');
   }
   db.close();

@@ -115,9 +115,10 @@ function costs({ contenders, writerAloneMs }) {
 
 /** Returns all tables of one size, with their headings. */
 export function tablesOf(measured) {
-  const { databaseBytes, files, runs, contenders } = measured;
+  const { databaseBytes, files, fresh, runs, contenders } = measured;
   const withFiles = files > 0 ? ` and ${files} files of 1 kB` : '';
-  const head = `### ${(databaseBytes / 1e6).toFixed(0)} MB${withFiles}\n\n${runs} runs. Ratios are to ${contenders[0].name}; larger is slower, or larger in size.`;
+  const age = fresh ? ' fresh from VACUUM' : '';
+  const head = `### ${(databaseBytes / 1e6).toFixed(0)} MB${age}${withFiles}\n\n${runs} runs. Ratios are to ${contenders[0].name}; larger is slower, or larger in size.`;
   return [
     head,
     calls(contenders),
