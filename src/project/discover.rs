@@ -29,6 +29,7 @@ use super::{
     file_state::FoundFile,
     names::{self, path_order},
     same_file,
+    source_list::SourceList,
 };
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
@@ -87,7 +88,7 @@ impl Selection {
     }
 }
 
-/// One database, file, directory or link to save. A project may have very many, so this is small.
+/// One database, file, directory or link to save.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// Path relative to the project's root, as [`names`] writes it. A restore puts the item there.
@@ -95,7 +96,7 @@ pub struct Source {
     /// Where to read it, if not at that path.
     elsewhere: Option<Box<Path>>,
     /// Name of the entry in the archive, if not the one that follows from the path.
-    named: Option<Box<str>>,
+    pub(super) named: Option<Box<str>>,
     pub component: Component,
     pub kind: SourceKind,
     /// A plain file as the walk found it.
@@ -112,6 +113,27 @@ pub enum SourceKind {
 }
 
 impl Source {
+    pub fn new(
+        path: String,
+        component: Component,
+        kind: SourceKind,
+        found: Option<FoundFile>,
+    ) -> Self {
+        Source {
+            path,
+            elsewhere: None,
+            named: None,
+            component,
+            kind,
+            found,
+        }
+    }
+
+    /// Returns whether it is a plain file that the walk found, and that is read at its path.
+    pub(super) fn is_found_at_its_path(&self) -> bool {
+        self.kind == SourceKind::File && self.found.is_some() && self.elsewhere.is_none()
+    }
+
     /// Compares the places of two sources in an archive: by component, then by path.
     pub fn order(&self, other: &Source) -> Ordering {
         let components = self.component.cmp(&other.component);
@@ -140,10 +162,11 @@ impl Source {
     }
 
     /// Returns the WAL or journal of a damaged database as a source of its own.
-    pub fn companion(&self, suffix: &str) -> Source {
+    pub fn companion(&self, suffix: &str, names: &mut EntryNames) -> Source {
+        let entry = names.take(&format!("{}{suffix}", self.entry()));
         Source {
             path: format!("{}{suffix}", self.path),
-            named: Some(format!("{}{suffix}", self.entry()).into()),
+            named: Some(entry.into()),
             kind: SourceKind::File,
             found: None,
             ..self.clone()
@@ -154,16 +177,16 @@ impl Source {
 /// Tells whether a file is known to be plain, so that its header need not be read.
 pub type IsPlain<'a> = &'a dyn Fn(&FoundFile) -> bool;
 
-/// Finds the sources of a backup. The graph database comes first. Fails with `KG_NO_DATABASE` if
-/// there is none.
+/// Finds the sources of a backup, and names their entries. The graph database comes first. Fails
+/// with `KG_NO_DATABASE` if there is none.
 pub fn discover(
     project: &Project,
     selection: &Selection,
     is_plain: IsPlain<'_>,
     warnings: &mut Vec<Warning>,
-) -> Result<Vec<Source>> {
+) -> Result<(SourceList, EntryNames)> {
     let graph = graph_database(project, warnings)?;
-    let mut sources = Vec::new();
+    let mut sources = SourceList::default();
     if selection.scope == Scope::Full {
         let exclusion = exclude::Exclusion::new(project.root(), &selection.exclude_patterns)?;
         let mut walk = ProjectWalk {
@@ -172,7 +195,7 @@ pub fn discover(
             exclusion,
             graph: &graph,
             is_plain,
-            found: Vec::new(),
+            found: SourceList::default(),
             warnings,
         };
         walk.directory(&project.state_dir(), STATE_DIR);
@@ -181,12 +204,13 @@ pub fn discover(
         warnings.extend(in_vain);
     }
     let graph_is_outside = graph.is_outside;
-    sources.insert(0, graph.source);
-    drop_companions(project.root(), &mut sources);
-    same_file::unite(project.root(), graph_is_outside, &mut sources, warnings);
-    sources.sort_by(Source::order);
-    name_entries(&mut sources);
-    Ok(sources)
+    let others = &mut sources.others;
+    others.insert(0, graph.source);
+    drop_companions(project.root(), others);
+    same_file::unite(project.root(), graph_is_outside, others, warnings);
+    sources.sort();
+    let names = sources.name_entries();
+    Ok((sources, names))
 }
 
 struct Graph {
@@ -247,14 +271,8 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
     let failed = |cause| Error::io("read", &located.absolute, cause);
     // SQLite opens the target of a symbolic link and expects the WAL next to the target.
     let file = dir_handle::resolve(&located.absolute).map_err(failed)?;
-    let source = Source {
-        path,
-        elsewhere: Some(file.as_path().into()),
-        named: None,
-        component: Component::Database,
-        kind: SourceKind::Database,
-        found: None,
-    };
+    let mut source = Source::new(path, Component::Database, SourceKind::Database, None);
+    source.read_at(&file);
     Ok(Graph {
         source,
         name: directory_entry(&located.absolute).map_err(failed)?,
@@ -284,7 +302,7 @@ struct ProjectWalk<'a> {
     exclusion: exclude::Exclusion,
     graph: &'a Graph,
     is_plain: IsPlain<'a>,
-    found: Vec<Source>,
+    found: SourceList,
     warnings: &'a mut Vec<Warning>,
 }
 
@@ -324,7 +342,7 @@ impl ProjectWalk<'_> {
     fn entries(&mut self, directory: &Path, path: &str) -> Vec<DirEntry> {
         let entries = fs::read_dir(directory).and_then(Iterator::collect);
         let sorted = |mut entries: Vec<DirEntry>| {
-            entries.sort_by_cached_key(DirEntry::file_name);
+            entries.sort_by_cached_key(|entry| names::encode(Path::new(&entry.file_name())));
             entries
         };
         entries.map(sorted).unwrap_or_else(|cause: io::Error| {
@@ -394,14 +412,7 @@ impl ProjectWalk<'_> {
         kind: SourceKind,
         found: Option<FoundFile>,
     ) {
-        self.found.push(Source {
-            path,
-            elsewhere: None,
-            named: None,
-            component,
-            kind,
-            found,
-        });
+        self.found.push(Source::new(path, component, kind, found));
     }
 
     fn file(&mut self, entry: &DirEntry, path: String, companions: &HashSet<OsString>) {
@@ -588,18 +599,6 @@ fn drop_companions(root: &Path, sources: &mut Vec<Source>) {
             && companions.contains(&source.absolute(root))
     };
     sources.retain(|source| source.is_database() || !is_companion(source));
-}
-
-/// Makes entry names unique. Two sources can have the same name (`.kg/vectors.db` and
-/// `.kg/vectors/vectors.db`), so the later one gets a suffix. The manifest maps entries to paths,
-/// so nothing depends on the name.
-fn name_entries(sources: &mut [Source]) {
-    let mut taken = EntryNames::default();
-    for source in sources {
-        let wanted = source.entry();
-        let free = taken.take(&wanted);
-        source.named = (free != wanted).then(|| free.into());
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod json;
 pub mod names;
 pub mod pattern;
 pub mod same_file;
+pub mod source_list;
 
 use std::path::{Path, PathBuf};
 

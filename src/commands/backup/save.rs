@@ -150,8 +150,7 @@ impl Run<'_> {
                 }
             }
             Reuse::Incremental(base) => {
-                request.known =
-                    Some(base.prepare(project, store, new.scratch(), context)?);
+                request.known = Some(base.prepare(project, store, new.scratch(), context)?);
                 prepared.base = Some(base);
             }
         }

@@ -13,12 +13,13 @@ fn project(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Project) {
 
 /// Returns everything that a full backup saves.
 fn found(project: &Project, warnings: &mut Vec<Warning>) -> Result<Vec<Source>> {
-    discover(project, &Selection::everything(), &|_| false, warnings)
+    let (sources, _) = discover(project, &Selection::everything(), &|_| false, warnings)?;
+    Ok(sources.iter().collect())
 }
 
 fn entries(project: &Project, selection: &Selection) -> Vec<String> {
-    let found = discover(project, selection, &|_| false, &mut Vec::new()).unwrap();
-    found.into_iter().map(|source| source.entry()).collect()
+    let (found, _) = discover(project, selection, &|_| false, &mut Vec::new()).unwrap();
+    found.iter().map(|source| source.entry()).collect()
 }
 
 const DATABASE: &[u8] = b"SQLite format 3\0 and more";

@@ -105,7 +105,7 @@ pub fn save(
     };
     saving.keep_closed(&project, &request.selection)?;
     saving.probe()?;
-    for source in plan.sources {
+    for source in plan.sources.iter() {
         cancel.check()?;
         saving.send(&source, contents.remove(&source.path))?;
     }

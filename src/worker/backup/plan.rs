@@ -15,6 +15,7 @@ use crate::{
         discover::{Source, SourceKind, discover},
         entry_names::EntryNames,
         file_state::FoundFile,
+        source_list::SourceList,
     },
     sqlite::{
         in_place,
@@ -28,8 +29,7 @@ use crate::{
 
 /// Everything that is to be saved.
 pub(super) struct SavePlan {
-    /// In the order of the archive.
-    pub sources: Vec<Source>,
+    pub sources: SourceList,
     /// Where the content of some sources is, by their paths. That of the others is where the source
     /// is.
     pub contents: HashMap<String, Content>,
@@ -66,19 +66,18 @@ impl SavePlan {
         let mut warnings = Vec::new();
         let is_plain = |found: &FoundFile| known.is_some_and(|known| known.is_plain(found));
         let root = project.root();
-        let sources = discover(project, &request.selection, &is_plain, &mut warnings)?;
-        warnings.extend(committed_elsewhere(root, &sources));
+        let (sources, entries) = discover(project, &request.selection, &is_plain, &mut warnings)?;
+        warnings.extend(committed_elsewhere(root, &sources.others));
         let mut plan = SavePlan {
             sources,
             contents: HashMap::new(),
-            entries: EntryNames::default(),
+            entries,
             bytes_total: 0,
             warnings,
         };
         plan.pin_databases(root, request, cancel)?;
-        for source in &plan.sources {
-            plan.entries.take(&source.entry());
-            plan.bytes_total += size_bytes(root, source, plan.contents.get(&source.path));
+        for source in plan.sources.iter() {
+            plan.bytes_total += size_bytes(root, &source, plan.contents.get(&source.path));
         }
         Ok(plan)
     }
@@ -89,7 +88,8 @@ impl SavePlan {
         request: &SaveRequest,
         cancel: &CancelToken,
     ) -> Result<()> {
-        let databases = self.sources.iter().filter(|source| source.is_database());
+        let sources = self.sources.others.iter();
+        let databases = sources.filter(|source| source.is_database());
         let databases: Vec<Source> = databases.cloned().collect();
         // `ignores_commits` closes a descriptor of the file, so it must run before the file is
         // opened: closing ends the locks that this process has on it.
@@ -110,9 +110,10 @@ impl SavePlan {
             }
         }
         self.sources
+            .others
             .retain(|source| !source.is_database() || !removed.contains(&source.path));
         // The WAL of a damaged database need not come directly after it.
-        self.sources.sort_by(Source::order);
+        self.sources.sort();
         Ok(())
     }
 
@@ -125,10 +126,10 @@ impl SavePlan {
             Capture::Damaged(copy, error) => {
                 let copy = Rc::new(copy);
                 for (suffix, file) in copy.companions() {
-                    let companion = source.companion(suffix);
+                    let companion = source.companion(suffix, &mut self.entries);
                     let content = Content::Companion(copy.clone(), file);
                     self.contents.insert(companion.path.clone(), content);
-                    self.sources.push(companion);
+                    self.sources.others.push(companion);
                 }
                 Content::Damaged(copy, error)
             }
