@@ -1,26 +1,26 @@
 //! Writes deflate streams (RFC 1951) of database pages at the speed of a backup.
 //!
 //! ```text
-//! content ─▶ tokens: literals and matches, with counts ─▶ codes for these counts ─▶ bits
-//!            tokens.rs                                    huffman.rs                stream.rs
+//! content ─▶ tokens: literals and matches ─▶ blocks with counts ─▶ codes for these counts ─▶ bits
+//!            tokens.rs                       split.rs              huffman.rs                stream.rs
 //! ```
 //!
-//! A backup spends most of its time on compression. The search for matches looks at only one
-//! earlier position and takes the match that it finds there. The writer treats literals and matches
-//! in the same way, without a branch. The quick search loses less size than clearing unused bytes
-//! in pages saves (see [`crate::sqlite::scrub`]).
+//! This is the fastest gzip level of databases. The search for matches looks at only one earlier
+//! position and takes the match that it finds there. The writer treats literals and matches in the
+//! same way, without a branch.
 //!
 //! `docs/internals/benchmarks.md` compares the speed and size with libdeflate, which compresses all
-//! other content. Every inflater reads the streams.
+//! other content and all other levels. Every inflater reads the streams.
 
 mod huffman;
+mod split;
 mod stream;
 mod tokens;
 
 use stream::Bits;
 use tokens::Finder;
 
-/// Length of the content that shares one set of codes.
+/// Length of the content that is divided into blocks, each with codes of its own.
 const PART_BYTES: usize = 64 * 1024;
 
 /// Writes streams, one after the other.
@@ -38,7 +38,7 @@ impl Deflater {
         loop {
             let to = content.len().min(from + PART_BYTES);
             let found = self.finder.find(content, from..to);
-            bits.block(found, &content[from..to], to == content.len());
+            bits.part(found, &content[from..to], to == content.len());
             from = to;
             if from == content.len() {
                 break;
@@ -104,6 +104,18 @@ mod tests {
         for length in lengths {
             deflated(&mut deflater, &text[..length]);
         }
+    }
+
+    #[test]
+    fn pieces_of_different_bytes_get_codes_of_their_own() {
+        // A byte takes four bits in a piece, but six in all pieces together.
+        let content: Vec<u8> = noise(PART_BYTES)
+            .chunks(PART_BYTES / 4)
+            .zip(0..)
+            .flat_map(|(piece, n)| piece.iter().map(move |byte| n * 16 + byte % 16))
+            .collect();
+        let stream = deflated(&mut Deflater::default(), &content);
+        assert!(stream.len() < PART_BYTES * 5 / 8, "{}", stream.len());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::{
     PART_BYTES,
     huffman::{self, Code},
+    split::{Block, MAX_BLOCKS, blocks},
     tokens::{
         DISTANCE_CODES, END, LENGTHS, LITERAL_CODES, MAX_LENGTH, Token, Tokens, distance_rest_bits,
     },
@@ -12,9 +13,9 @@ use super::{
 /// length of the codes that encode those lengths.
 const MAX_CODE_BITS: usize = 15;
 const MAX_LENGTH_CODE_BITS: usize = 7;
-/// An upper bound for the size of a block. A literal takes at most 15 bits, and the codes take some
-/// hundred bytes.
-const MAX_BLOCK_BYTES: usize = 2 * PART_BYTES + 1024;
+/// An upper bound for the size of a part. A literal takes at most 15 bits, and the codes of a block
+/// take some hundred bytes.
+const MAX_PART_BYTES: usize = 2 * PART_BYTES + MAX_BLOCKS * 512;
 const WORD_BYTES: usize = 8;
 /// Largest content of a stored block (RFC 1951, 3.2.4).
 const MAX_STORED_BYTES: usize = 65_535;
@@ -104,10 +105,13 @@ impl<'a> Bits<'a> {
 
     /// Writes a part of the content, whose tokens are `found`. The part is compressed unless that
     /// takes more room.
-    pub fn block(&mut self, found: Tokens<'_>, part: &[u8], is_last: bool) {
+    pub fn part(&mut self, found: Tokens<'_>, part: &[u8], is_last: bool) {
         let before = self.end;
-        self.out.resize(before.at + MAX_BLOCK_BYTES + WORD_BYTES, 0);
-        self.compressed(&found, is_last);
+        self.out.resize(before.at + MAX_PART_BYTES + WORD_BYTES, 0);
+        let mut blocks = blocks(found).into_iter().peekable();
+        while let Some(block) = blocks.next() {
+            self.compressed(&block, is_last && blocks.peek().is_none());
+        }
         let stored_bytes =
             part.len() + part.len().div_ceil(MAX_STORED_BYTES).max(1) * STORED_HEAD_BYTES;
         if self.end.at - before.at > stored_bytes {
@@ -133,25 +137,28 @@ impl<'a> Bits<'a> {
         }
     }
 
-    fn compressed(&mut self, found: &Tokens<'_>, is_last: bool) {
-        let literal_lengths = huffman::lengths(&found.counts.literals, MAX_CODE_BITS);
-        let distance_lengths = huffman::lengths(&found.counts.distances, MAX_CODE_BITS);
+    /// Writes a block with codes of its own.
+    fn compressed(&mut self, block: &Block<'_>, is_last: bool) {
+        let literal_lengths = huffman::lengths(&block.counts.literals, MAX_CODE_BITS);
+        let distance_lengths = huffman::lengths(&block.counts.distances, MAX_CODE_BITS);
         self.put(u64::from(is_last) | DYNAMIC << 1, 3);
         self.codes(&literal_lengths, &distance_lengths);
         let whats = whats(&huffman::codes(&literal_lengths));
         let distances = distances(&huffman::codes(&distance_lengths));
         let mut end = self.end;
-        for token in found.tokens {
-            // These are at most 20 and 28 bits, in addition to the at most 7 bits that are left
-            // over.
+        for token in block.tokens {
             let what = whats[token.what()];
-            end.add(what.bits.into(), what.count);
             let distance = distances[token.distance_code()];
             let rest = u64::from(token.distance_rest()) << distance.code_bits;
-            end.add(rest | u64::from(distance.bits), distance.count.into());
+            // These are at most 20 and 28 bits, in addition to the at most 7 bits that are left
+            // over.
+            let bits = u64::from(what.bits) | (rest | u64::from(distance.bits)) << what.count;
+            end.add(bits, what.count + u32::from(distance.count));
             end.store(self.out);
         }
         self.end = end;
+        let end_of_block = whats[END];
+        self.put(end_of_block.bits.into(), end_of_block.count);
     }
 
     /// Writes the lengths of the codes that follow (RFC 1951, 3.2.7).

@@ -17,11 +17,12 @@ pub const MAX_LENGTH: usize = 258;
 /// A distance minus one is always below this number.
 const WINDOW_BYTES: usize = 32 * 1024;
 const HASH_BITS: u32 = 14;
+/// Length of the content whose tokens are counted together.
+pub const SEGMENT_BYTES: usize = 8 * 1024;
 /// No search begins closer to the end of a part, so that whole words can be read everywhere.
 const TAIL_BYTES: usize = 16;
 
-/// A literal, a match or the end of a block, packed into one number so that it can be written
-/// without a branch.
+/// A literal or a match, packed into one number so that it can be written without a branch.
 ///
 /// The fields are a literal or the length of a match, the code of its distance, and the extra bits
 /// of that code.
@@ -33,17 +34,12 @@ impl Token {
     pub const WHATS: usize = 1 << Token::DISTANCE_SHIFT;
     /// Number of values of [`Token::distance_code`].
     pub const DISTANCE_CODES: usize = 1 << (Token::REST_SHIFT - Token::DISTANCE_SHIFT);
-    pub const END: Token = Token::without_distance(END as u32);
     const DISTANCE_SHIFT: u32 = 10;
     const REST_SHIFT: u32 = 16;
     const NO_DISTANCE: u32 = DISTANCE_CODES as u32;
 
-    const fn without_distance(what: u32) -> Self {
-        Token(what | Token::NO_DISTANCE << Token::DISTANCE_SHIFT)
-    }
-
     fn literal(byte: u8) -> Self {
-        Token::without_distance(byte.into())
+        Token(u32::from(byte) | Token::NO_DISTANCE << Token::DISTANCE_SHIFT)
     }
 
     fn matched(length: usize, distance: Distance) -> Self {
@@ -56,12 +52,12 @@ impl Token {
         END + length
     }
 
-    /// Returns a byte for a literal, [`END`] for the end of a block, or a larger value for a match.
+    /// Returns a byte for a literal, or a value above [`END`] for a match.
     pub fn what(self) -> usize {
         self.0 as usize % Token::WHATS
     }
 
-    /// Returns the distance code of a match, or [`DISTANCE_CODES`] for any other token.
+    /// Returns the distance code of a match, or [`DISTANCE_CODES`] for a literal.
     pub fn distance_code(self) -> usize {
         (self.0 >> Token::DISTANCE_SHIFT) as usize % Token::DISTANCE_CODES
     }
@@ -146,15 +142,44 @@ const fn lengths() -> [Length; MAX_LENGTH + 1] {
 
 /// The tokens of one part of the content.
 pub struct Tokens<'a> {
-    /// The last token is the end of the block.
     pub tokens: &'a [Token],
-    pub counts: &'a Counts,
+    /// The segments of the part, at least one.
+    pub segments: &'a [Segment],
+}
+
+/// The tokens that begin in [`SEGMENT_BYTES`] of a part.
+pub struct Segment {
+    pub tokens: usize,
+    counts: Counts,
 }
 
 /// The number of occurrences of each code.
+#[derive(Clone)]
 pub struct Counts {
     pub literals: [u32; LITERAL_CODES],
     pub distances: [u32; DISTANCE_CODES],
+}
+
+impl Counts {
+    const NONE: Counts = Counts {
+        literals: [0; LITERAL_CODES],
+        distances: [0; DISTANCE_CODES],
+    };
+
+    /// Returns the counts of a block that consists of `segments`.
+    pub fn of_block(segments: &[Segment]) -> Self {
+        let mut sums = Counts::NONE;
+        for Segment { counts, .. } in segments {
+            let add = |(sum, count): (&mut u32, &u32)| *sum += count;
+            sums.literals.iter_mut().zip(&counts.literals).for_each(add);
+            sums.distances
+                .iter_mut()
+                .zip(&counts.distances)
+                .for_each(add);
+        }
+        sums.literals[END] = 1;
+        sums
+    }
 }
 
 /// Finds matches.
@@ -167,19 +192,21 @@ pub struct Finder {
 
 /// The tokens of the current part so far.
 struct TokenBuffer {
-    tokens: [Token; PART_BYTES + 1],
+    tokens: [Token; PART_BYTES],
     token_count: usize,
-    /// The number of matches of each length.
-    lengths: [u32; MAX_LENGTH + 1],
+    segments: Vec<Segment>,
+    /// Position of the first token of the current segment.
+    segment_start: usize,
     counts: Counts,
+    /// The number of matches of each length in the current segment.
+    lengths: [u32; MAX_LENGTH + 1],
 }
 
 impl TokenBuffer {
     fn begin(&mut self) {
         self.token_count = 0;
-        self.lengths.fill(0);
-        self.counts.literals.fill(0);
-        self.counts.distances.fill(0);
+        self.segment_start = 0;
+        self.segments.clear();
     }
 
     #[inline(always)]
@@ -201,31 +228,28 @@ impl TokenBuffer {
         self.token_count += 1;
     }
 
-    fn end(&mut self) -> Tokens<'_> {
-        self.push(Token::END);
-        self.counts.literals[END] = 1;
+    fn end_segment(&mut self) {
         for (count, length) in self.lengths.iter().zip(&LENGTHS).skip(MIN_LENGTH) {
             self.counts.literals[length.code] += count;
         }
-        Tokens {
-            tokens: &self.tokens[..self.token_count],
-            counts: &self.counts,
-        }
+        self.lengths.fill(0);
+        self.segments.push(Segment {
+            tokens: self.token_count - self.segment_start,
+            counts: std::mem::replace(&mut self.counts, Counts::NONE),
+        });
+        self.segment_start = self.token_count;
     }
 }
 
 impl Default for Finder {
     fn default() -> Self {
-        let counts = Counts {
-            literals: [0; LITERAL_CODES],
-            distances: [0; DISTANCE_CODES],
-        };
-        let tokens = [Token::default(); PART_BYTES + 1];
         let taken = TokenBuffer {
-            tokens,
+            tokens: [Token::default(); PART_BYTES],
             token_count: 0,
+            segments: Vec::new(),
+            segment_start: 0,
+            counts: Counts::NONE,
             lengths: [0; MAX_LENGTH + 1],
-            counts,
         };
         Finder {
             places: Box::new([0; 1 << HASH_BITS]),
@@ -246,16 +270,38 @@ impl Finder {
     /// `content` must have been split before.
     pub fn find(&mut self, content: &[u8], part: Range<usize>) -> Tokens<'_> {
         let content = &content[..part.end];
-        let (places, taken) = (&mut *self.places, &mut *self.taken);
-        taken.begin();
+        self.taken.begin();
         let mut at = part.start;
         let tail = part.end.saturating_sub(TAIL_BYTES).max(at);
         // Nothing comes before the first byte, so it cannot be part of a match.
         if at == 0 && at < tail {
-            taken.literal(content[at]);
+            self.taken.literal(content[at]);
             at += 1;
         }
-        while at < tail {
+        let mut segment_end = part.start;
+        loop {
+            segment_end = part.end.min(segment_end + SEGMENT_BYTES);
+            at = self.find_until(content, at, tail.min(segment_end));
+            if segment_end == part.end {
+                break;
+            }
+            self.taken.end_segment();
+        }
+        let taken = &mut *self.taken;
+        content[at..].iter().for_each(|byte| taken.literal(*byte));
+        taken.end_segment();
+        Tokens {
+            tokens: &taken.tokens[..taken.token_count],
+            segments: &taken.segments,
+        }
+    }
+
+    /// Takes tokens from `at` on, as long as they begin before `to`. Returns where the last one
+    /// ends.
+    #[inline(always)]
+    fn find_until(&mut self, content: &[u8], mut at: usize, to: usize) -> usize {
+        let (places, taken) = (&mut *self.places, &mut *self.taken);
+        while at < to {
             let word = word_at(content, at);
             let place = &mut places[hash(word as u32)];
             // Only the low bits of the position are known. If the position is out of reach, they
@@ -276,12 +322,9 @@ impl Finder {
             // Of the positions in a match, only the second and the last are recorded.
             places[hash((word >> 8) as u32)] = (at as u16).wrapping_add(2);
             at += length;
-            if at < tail {
-                places[hash(word_at(content, at - 1) as u32)] = at as u16;
-            }
+            places[hash(word_at(content, at - 1) as u32)] = at as u16;
         }
-        content[at..].iter().for_each(|byte| taken.literal(*byte));
-        taken.end()
+        at
     }
 }
 
