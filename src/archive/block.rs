@@ -38,28 +38,21 @@ const ZSTD_SIZE_AND_HASH: [u8; 8] = *b"kg-block";
 /// of gzip.
 const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
 /// libdeflate level for database pages, for each gzip level from 1 on. `None` stands for the
-/// crate's own deflate.
-///
-/// Up to gzip's default level, the size saved by clearing unused bytes in pages is traded for
-/// speed. The result is still smaller than a plain copy compressed by gzip. Above the default
-/// level, the user wants small archives.
+/// crate's own deflate. Each level is smaller and slower than the one before
+/// (`docs/internals/benchmarks.md`).
 const LIBDEFLATE_LEVELS_OF_PAGES: [Option<i32>; 9] = [
     None,
-    None,
-    None,
-    None,
-    None,
-    None,
+    Some(1),
+    Some(2),
+    Some(3),
+    Some(4),
     Some(5),
     Some(6),
-    Some(9),
+    Some(8),
+    Some(10),
 ];
 
-/// libdeflate level for the pages of an incremental backup, for each gzip level from 1 on. They are
-/// few, so small output costs little time.
-const LIBDEFLATE_LEVELS_OF_CHANGES: [i32; 9] = [1, 1, 2, 3, 3, 4, 6, 7, 9];
-
-/// Kind of content in a block, which decides how hard it is compressed.
+/// Kind of content in a block, which decides how it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// Database pages without data that the database no longer uses (see [`crate::sqlite::scrub`]).
@@ -229,11 +222,7 @@ impl Deflate {
 
 /// Compresses blocks, one after the other.
 pub enum Packer {
-    Gzip {
-        pages: Deflate,
-        changes: Deflate,
-        other: Deflate,
-    },
+    Gzip { pages: Deflate, other: Deflate },
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -246,12 +235,8 @@ impl Packer {
                 let index = usize::from(level.clamp(1, 9)) - 1;
                 let own = || Deflate::Own(Deflater::default());
                 let pages = LIBDEFLATE_LEVELS_OF_PAGES[index].map_or_else(own, Deflate::libdeflate);
-                let changes = Deflate::libdeflate(LIBDEFLATE_LEVELS_OF_CHANGES[index]);
-                Ok(Some(Packer::Gzip {
-                    pages,
-                    changes,
-                    other: Deflate::libdeflate(LIBDEFLATE_LEVELS[index]),
-                }))
+                let other = Deflate::libdeflate(LIBDEFLATE_LEVELS[index]);
+                Ok(Some(Packer::Gzip { pages, other }))
             }
             Compression::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.into()).map_err(refused)?;
@@ -284,15 +269,10 @@ impl Packer {
     ) -> Result<Vec<u8>> {
         let start = WHOLE_HEAD_BYTES + zeros;
         let mut block = match self {
-            Packer::Gzip {
-                pages,
-                changes,
-                other,
-            } => {
+            Packer::Gzip { pages, other } => {
                 let mut block = vec![0; start];
                 let deflate = match content {
-                    Content::Pages => pages,
-                    Content::Changes => changes,
+                    Content::Pages | Content::Changes => pages,
                     Content::Other => other,
                 };
                 deflate.append(bytes, &mut block)?;
@@ -417,19 +397,54 @@ fn room(tar_bytes: u64) -> Result<Vec<u8>, BadBlock> {
 mod tests {
     use super::*;
 
+    /// Returns text in which most words follow one of a few others.
+    fn sentences(bytes: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut below = |limit: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % limit
+        };
+        let mut text = Vec::new();
+        let mut word = 0;
+        while text.len() < bytes {
+            word = if below(3) == 0 {
+                below(2000)
+            } else {
+                word * 7 % 2003 + below(3)
+            };
+            let end = if below(9) == 0 { ". " } else { " " };
+            text.extend(format!("{:x}{end}", word * word * 977).bytes());
+        }
+        text.truncate(bytes);
+        text
+    }
+
+    #[test]
+    fn pages_become_smaller_with_each_level_of_gzip() {
+        let text = sentences(4 * Compression::GZIP.block_bytes());
+        let sizes: Vec<usize> = (1..=9)
+            .map(|level| {
+                let mut packer = Packer::new(Compression::Gzip(level)).unwrap().unwrap();
+                text.chunks(Compression::GZIP.block_bytes())
+                    .map(|bytes| packer.pack(bytes, Content::Pages, &content_hash(bytes)))
+                    .map(|block| block.unwrap().len())
+                    .sum()
+            })
+            .collect();
+        assert!(sizes.is_sorted_by(|size, next| size > next), "{sizes:?}");
+    }
+
     #[test]
     fn a_block_holds_what_was_packed_and_says_its_size_and_hash() {
         let content: Vec<u8> = (0..200_000_usize).map(|n| (n * n % 251) as u8).collect();
-        for compression in [
-            Compression::Gzip(6),
-            Compression::Gzip(9),
-            Compression::Zstd(3),
-        ] {
+        let gzip = (1..=9).map(Compression::Gzip);
+        for compression in gzip.chain([Compression::Zstd(3)]) {
             let contents = [&content[..], b"", b"x"];
-            for (content, kind) in contents
-                .into_iter()
-                .flat_map(|content| [(content, Content::Pages), (content, Content::Other)])
-            {
+            for (content, kind) in contents.into_iter().flat_map(|content| {
+                [Content::Pages, Content::Changes, Content::Other].map(|kind| (content, kind))
+            }) {
                 let mut packer = Packer::new(compression).unwrap().unwrap();
                 let block = packer.pack(content, kind, &content_hash(content)).unwrap();
                 let container = compression.container();
