@@ -64,8 +64,8 @@ export interface BackupConfig {
    * The compression level, a whole number from 1 (fastest) to 9 (smallest), with the meaning that
    * gzip and zstd give it. Default: 6 for gzip, 3 for zstd.
    *
-   * Databases take the same time at every gzip level up to 6. They become smaller than a copy
-   * compressed by `gzip` itself (`docs/internals/benchmarks.md`).
+   * Each gzip level makes databases smaller and takes longer than the level before
+   * (`docs/internals/benchmarks.md`).
    */
   compressionLevel: number;
   /**
