@@ -123,22 +123,24 @@ impl PlainFiles {
         let rest = &new[shared..];
         let has_room =
             |chunk: &Vec<u8>| chunk.capacity() - chunk.len() >= rest.len() + MOST_NUMBER_BYTES;
-        if !self.chunks.last().is_some_and(has_room) {
-            self.chunks.push(Vec::with_capacity(CHUNK_BYTES));
-        }
-        let Some(chunk) = self.chunks.last_mut() else {
-            return;
+        let mut chunk = match self.chunks.pop() {
+            Some(last) if has_room(&last) => last,
+            full => {
+                self.chunks.extend(full);
+                Vec::with_capacity(CHUNK_BYTES)
+            }
         };
-        put(chunk, shared as u64);
-        put(chunk, rest.len() as u64);
+        put(&mut chunk, shared as u64);
+        put(&mut chunk, rest.len() as u64);
         chunk.extend_from_slice(rest);
-        put(chunk, found.size);
-        put_signed(chunk, found.modified.as_second());
-        put_signed(chunk, found.modified.subsec_nanosecond().into());
-        put(chunk, found.state.inode);
+        put(&mut chunk, found.size);
+        put_signed(&mut chunk, found.modified.as_second());
+        put_signed(&mut chunk, found.modified.subsec_nanosecond().into());
+        put(&mut chunk, found.state.inode);
         let (seconds, nanoseconds) = found.state.changed;
-        put_signed(chunk, seconds.wrapping_sub(found.modified.as_second()));
-        put(chunk, nanoseconds.into());
+        put_signed(&mut chunk, seconds.wrapping_sub(found.modified.as_second()));
+        put(&mut chunk, nanoseconds.into());
+        self.chunks.push(chunk);
         path.clone_into(&mut self.last_path);
     }
 
