@@ -23,7 +23,7 @@ use crate::{project::Component, util::digest::Sha256Digest};
 pub const FILE_LIST_ENTRY: &str = "files.jsonl";
 /// Maximum number of records. Together with `MAX_LINE_BYTES` it bounds the memory that a forged
 /// archive can take.
-pub const MAX_RECORDS: usize = 1 << 19;
+pub const MAX_RECORDS: usize = 1 << 20;
 /// Maximum length of a line. Path, entry and target have at most 4,096 bytes each, and JSON writes
 /// a byte in up to 6 characters.
 const MAX_LINE_BYTES: usize = 128 * 1024;
@@ -107,21 +107,6 @@ impl FileList {
         FileList { records }
     }
 
-    /// Reads lines to their end, in any order. The error completes the sentence "The list of files …".
-    pub fn read(from: impl Read) -> io::Result<Result<Self, String>> {
-        let (mut parser, mut from) = (ListParser::default(), BufReader::new(from));
-        parser.takes_any_order = true;
-        loop {
-            let bytes = from.fill_buf()?;
-            let length = bytes.len();
-            if length == 0 {
-                return Ok(parser.finish());
-            }
-            parser.push(bytes);
-            from.consume(length);
-        }
-    }
-
     pub fn records(&self) -> &[FileRecord] {
         &self.records
     }
@@ -193,26 +178,77 @@ impl FileList {
     }
 }
 
-/// Parses lines as they are read.
+/// Reads lines to their end, in any order, and passes on each record and its index. A problem with
+/// the list is returned as an error that completes the sentence "The list of files …".
+pub fn read_records<E>(
+    from: impl Read,
+    mut each: impl FnMut(usize, FileRecord) -> Result<(), E>,
+) -> io::Result<Result<Result<(), String>, E>> {
+    let (mut parser, mut from) = (RecordParser::default(), BufReader::new(from));
+    parser.takes_any_order = true;
+    let (mut index, mut failed) = (0, None);
+    loop {
+        let bytes = from.fill_buf()?;
+        let length = bytes.len();
+        if length == 0 {
+            return Ok(Ok(parser.finish().map(|_| ())));
+        }
+        parser.push(bytes, |record| {
+            if failed.is_none() {
+                failed = each(index, record).err();
+                index += 1;
+            }
+        });
+        if let Some(failed) = failed.take() {
+            return Ok(Err(failed));
+        }
+        from.consume(length);
+    }
+}
+
+/// Parses lines into a list as they are read.
 #[derive(Debug, Default)]
 pub struct ListParser {
+    parser: RecordParser,
     records: Vec<FileRecord>,
+}
+
+impl ListParser {
+    pub fn push(&mut self, bytes: &[u8]) {
+        let records = &mut self.records;
+        self.parser.push(bytes, |record| records.push(record));
+    }
+
+    /// Returns the list. The error completes the sentence "The list of files …".
+    pub fn finish(self) -> Result<FileList, String> {
+        self.parser.finish()?;
+        let records = self.records;
+        Ok(FileList { records })
+    }
+}
+
+/// Parses lines as they are read, and passes on each record. It holds only the last path and the
+/// beginning of the next line.
+#[derive(Debug, Default)]
+pub struct RecordParser {
+    count: usize,
+    last: Option<(Component, String)>,
     /// The beginning of the next line.
     rest: Vec<u8>,
     takes_any_order: bool,
     problem: Option<String>,
 }
 
-impl ListParser {
-    pub fn push(&mut self, bytes: &[u8]) {
+impl RecordParser {
+    pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(FileRecord)) {
         let mut bytes = bytes;
         while let (None, Some(end)) = (&self.problem, memchr(b'\n', bytes)) {
             if self.rest.is_empty() {
-                self.line(&bytes[..end]);
+                self.line(&bytes[..end], &mut each);
             } else {
                 self.rest.extend_from_slice(&bytes[..end]);
                 let line = std::mem::take(&mut self.rest);
-                self.line(&line);
+                self.line(&line, &mut each);
             }
             bytes = &bytes[end + 1..];
         }
@@ -223,26 +259,33 @@ impl ListParser {
         }
     }
 
-    fn line(&mut self, line: &[u8]) {
+    fn line(&mut self, line: &[u8], each: &mut impl FnMut(FileRecord)) {
         if line.len() > MAX_LINE_BYTES {
             return self.refuse("has a line of an impossible length".into());
         }
-        if self.records.len() == MAX_RECORDS {
+        if self.count == MAX_RECORDS {
             return self.refuse("has more lines than a backup can have".into());
         }
         let record: FileRecord = match serde_json::from_slice(line) {
             Ok(record) => record,
             Err(cause) => {
-                let number = self.records.len() + 1;
+                let number = self.count + 1;
                 return self.refuse(format!("cannot be read (line {number}: {cause})"));
             }
         };
-        let last = self.records.last();
-        let is_next = last.is_none_or(|last| last.order(&record) == Ordering::Less);
+        let last = self.last.as_ref();
+        let is_next = last
+            .is_none_or(|(component, path)| record.compare(*component, path) == Ordering::Greater);
         if !is_next && !self.takes_any_order {
             return self.refuse(format!("is not in order at {}", record.path));
         }
-        self.records.push(record);
+        self.count += 1;
+        let (component, path) = self
+            .last
+            .get_or_insert_with(|| (record.component, String::new()));
+        *component = record.component;
+        path.clone_from(&record.path);
+        each(record);
     }
 
     fn refuse(&mut self, problem: String) {
@@ -250,17 +293,17 @@ impl ListParser {
         self.rest = Vec::new();
     }
 
-    /// Returns the list. The error completes the sentence "The list of files …".
-    pub fn finish(mut self) -> Result<FileList, String> {
+    /// Returns the number of records so far.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Returns the number of records. The error completes the sentence "The list of files …".
+    pub fn finish(mut self) -> Result<usize, String> {
         if !self.rest.is_empty() {
             self.refuse("ends in the middle of a line".into());
         }
-        self.problem.map_or(
-            Ok(FileList {
-                records: self.records,
-            }),
-            Err,
-        )
+        self.problem.map_or(Ok(self.count), Err)
     }
 }
 

@@ -48,22 +48,30 @@ impl EntryFilter {
     /// selected together with the database.
     pub fn select<'a>(&self, files: &'a FileList) -> Vec<(usize, &'a FileRecord)> {
         let databases = files.databases();
-        let owner = |record: &'a FileRecord| {
+        let is_database = |path: &str| databases.contains(path);
+        let records = files.records().iter().enumerate();
+        records
+            .filter(|(_, record)| self.selects(record, is_database))
+            .collect()
+    }
+
+    /// Returns whether the record is selected. `is_database` knows the paths of all databases.
+    pub fn selects(&self, record: &FileRecord, is_database: impl Fn(&str) -> bool) -> bool {
+        if self.is_everything() {
+            return true;
+        }
+        let owner = || {
             let mut owners = COMPANIONS
                 .iter()
                 .filter_map(|suffix| record.path.strip_suffix(suffix));
             owners
-                .find(|owner| databases.contains(owner))
+                .find(|owner| is_database(owner))
                 .unwrap_or(&record.path)
         };
-        let wanted = |record: &'a FileRecord| {
-            self.only
-                .as_ref()
-                .is_none_or(|only| only.contains(&record.component))
-                && self.matches(owner(record), record.kind)
-        };
-        let records = files.records().iter().enumerate();
-        records.filter(|(_, record)| wanted(record)).collect()
+        self.only
+            .as_ref()
+            .is_none_or(|only| only.contains(&record.component))
+            && self.matches(owner(), record.kind)
     }
 
     fn matches(&self, path: &str, kind: EntryKind) -> bool {

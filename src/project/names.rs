@@ -25,6 +25,10 @@ pub fn encode(path: &Path) -> String {
 
 /// Returns the path for a text, or `None` if [`encode`] never writes that text.
 pub fn decode(text: &str) -> Option<PathBuf> {
+    // Only a percent sign has another meaning than itself.
+    if !text.contains('%') {
+        return Some(PathBuf::from(text));
+    }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {

@@ -4,7 +4,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File, Permissions},
-    io::{self, Write},
+    io::{self, BufWriter, Write},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     time::Duration,
@@ -25,6 +25,9 @@ use crate::{
 
 /// The prefix of unfinished files, by which the next run finds those of a killed run.
 pub const PARTIAL_PREFIX: &str = ".kg-partial-";
+
+/// The pieces in which a long file is written.
+const WRITE_BYTES: usize = 64 * 1024;
 
 /// No run needs this long to write a small file, so an older one was left by a killed run.
 const LONGEST_WRITE: Duration = Duration::from_secs(60 * 60);
@@ -246,13 +249,21 @@ pub fn write_shared(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// Works like [`write`], for a file that a later run obeys. It keeps the user who wrote it as its
-/// owner, as proof that no other user wrote it. Every user may read it.
-pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
-    let file = TempFile::unsettled(parent(path), 0o600)?;
+/// owner, as proof that no other user wrote it. Every user may read it. `content` writes it piece
+/// by piece, because it may be long.
+pub fn write_orders(
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    let mut file = TempFile::unsettled(parent(path), 0o600)?;
     // The mode must not depend on the umask, because the owner of the project reads files that root
     // wrote.
     file.set_mode(0o644)?;
-    write_as(file, path, content)
+    let mut out = BufWriter::with_capacity(WRITE_BYTES, &mut file);
+    let written = content(&mut out).and_then(|()| out.flush());
+    drop(out);
+    written.map_err(|cause| Error::io("write", path, cause))?;
+    file.persist(path)
 }
 
 /// Points the symbolic link at `link` to `target`, replacing it in one step. A file system without

@@ -368,6 +368,17 @@ pub enum EntryType {
     Other,
 }
 
+impl EntryType {
+    pub fn of(found: &FileStat) -> Self {
+        match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFREG => EntryType::File,
+            SFlag::S_IFDIR => EntryType::Directory,
+            SFlag::S_IFLNK => EntryType::Link,
+            _ => EntryType::Other,
+        }
+    }
+}
+
 impl EntryHandle {
     pub fn dir(&self) -> &DirHandle {
         &self.dir
@@ -415,15 +426,7 @@ impl EntryHandle {
     }
 
     pub fn occupant(&self) -> Result<Option<EntryType>> {
-        let found = self.stat()?;
-        Ok(found.map(|found| {
-            match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
-                SFlag::S_IFREG => EntryType::File,
-                SFlag::S_IFDIR => EntryType::Directory,
-                SFlag::S_IFLNK => EntryType::Link,
-                _ => EntryType::Other,
-            }
-        }))
+        Ok(self.stat()?.map(|found| EntryType::of(&found)))
     }
 
     /// Returns the target of the link, if it is trusted: see [`DirHandle::open`]. `ENOTDIR` if the

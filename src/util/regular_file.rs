@@ -8,7 +8,7 @@
 
 use std::{
     fs::{File, Metadata, OpenOptions},
-    io::{self, Read},
+    io::{self, BufReader, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
@@ -65,14 +65,18 @@ pub fn read(file: &File, most_bytes: u64) -> io::Result<Vec<u8>> {
     file.take(most_bytes.saturating_add(1))
         .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most_bytes {
-        let most = match most_bytes / 1024 {
-            kib if kib >= 1024 => format!("{} MiB", kib / 1024),
-            kib => format!("{kib} KiB"),
-        };
-        let message = format!("it is larger than {most}");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        return Err(larger_than(most_bytes));
     }
     Ok(bytes)
+}
+
+fn larger_than(most_bytes: u64) -> io::Error {
+    let most = match most_bytes / 1024 {
+        kib if kib >= 1024 => format!("{} MiB", kib / 1024),
+        kib => format!("{kib} KiB"),
+    };
+    let message = format!("it is larger than {most}");
+    io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
 /// Reads the regular file at `path`, following links. Returns `None` if it does not exist.
@@ -83,9 +87,13 @@ pub fn read_if_there(path: &Path, most_bytes: u64) -> io::Result<Option<Vec<u8>>
     }
 }
 
-/// Reads instructions for this process from the file at `path`. Returns `None` if it does not
-/// exist. `KG_UNSAFE_FILE` if any user other than this one and root could have written it.
-pub fn read_orders(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>> {
+/// Opens a file of instructions for this process. Returns `None` if it does not exist.
+/// `KG_UNSAFE_FILE` if any user other than this one and root could have written it. Fails if it is
+/// larger than `most_bytes`.
+pub fn open_orders(
+    path: &Path,
+    most_bytes: u64,
+) -> Result<Option<impl Read + std::fmt::Debug + use<>>> {
     let failed = |cause| Error::io("read", path, cause);
     let file = match open(path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -95,13 +103,17 @@ pub fn read_orders(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>> {
         opened => opened.map_err(failed)?,
     };
     assert_one_name(&file, path)?;
-    if let Some(why) = why_foreign(&file.metadata().map_err(failed)?) {
+    let found = file.metadata().map_err(failed)?;
+    if let Some(why) = why_foreign(&found) {
         return Err(Error {
             remedy: "Run this as that user; or review the file, and move it away".into(),
             ..unsafe_file(path, &why)
         });
     }
-    read(&file, most_bytes).map(Some).map_err(failed)
+    if found.len() > most_bytes {
+        return Err(failed(larger_than(most_bytes)));
+    }
+    Ok(Some(BufReader::new(file.take(most_bytes))))
 }
 
 /// Returns why a user other than this one and root could have written a file, if one could.
@@ -157,18 +169,18 @@ mod tests {
         fs::write(at("file"), "orders").unwrap();
         for (mode, is_followed) in [(0o644, true), (0o600, true), (0o664, false), (0o602, false)] {
             fs::set_permissions(at("file"), fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(read_orders(&at("file"), 9).is_ok(), is_followed, "{mode:o}");
+            assert_eq!(open_orders(&at("file"), 9).is_ok(), is_followed, "{mode:o}");
         }
         fs::set_permissions(at("file"), fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(read_orders(&at("none"), 9).unwrap(), None);
+        assert_eq!(open_orders(&at("none"), 9).unwrap().is_none(), true);
         symlink("file", at("link")).unwrap();
         assert_eq!(
-            read_orders(&at("link"), 9).unwrap_err().code,
+            open_orders(&at("link"), 9).unwrap_err().code,
             Code::UnsafeFile
         );
         fs::hard_link(at("file"), at("second")).unwrap();
         assert_eq!(
-            read_orders(&at("file"), 9).unwrap_err().code,
+            open_orders(&at("file"), 9).unwrap_err().code,
             Code::UnsafeFile
         );
     }

@@ -10,12 +10,11 @@ use std::{
 use nix::fcntl::OFlag;
 
 use super::{
-    placement::{self, Placements},
+    placement::{Placement, Placements},
     plan::Plan,
     target::{Target, parent},
 };
 use crate::{
-    archive::file_record::{EntryKind, FileRecord},
     error::{Error, Result},
     project::names,
     util::{
@@ -30,56 +29,64 @@ use crate::{
 const LEAST_FILES_OF_A_THREAD: usize = 64;
 
 /// Gives unpacked files the permissions and time of the originals, creates links, and syncs the
-/// files to disk, or the whole file system once for many files.
+/// files to disk, or the whole file system once for many files. Most files of many have all that
+/// since they were unpacked, see [`Plan::undressed`].
 ///
 /// Owners are not restored. If the restore runs as root, a file gets the owner of the file that it
 /// replaces, or else the owner of its destination directory.
 ///
 /// This does not touch a database whose content goes into a live database, because SQLite writes to
 /// that file too.
-pub(super) fn set_attributes(
-    target: &Target,
-    placements: &Placements<'_>,
-    plan: &Plan,
-) -> Result<()> {
+pub(super) fn set_attributes(target: &Target, placements: &Placements, plan: &Plan) -> Result<()> {
     let swapped: HashSet<&str> = plan
         .intent
         .swaps
         .iter()
         .map(|swapped| swapped.new.as_str())
         .collect();
-    let files: Vec<Unpacked<'_>> = placements
-        .files
-        .iter()
-        .filter_map(|placement| {
-            let from = placement
-                .from
-                .as_deref()
-                .filter(|at| !swapped.contains(at))?;
-            Some(Unpacked {
-                from,
-                to: &placement.to,
-                record: placement.record?,
-            })
-        })
-        .collect();
+    let is_swapped = |placement: &Placement<'_>| {
+        !swapped.is_empty()
+            && placement.is_database()
+            && placement
+                .from()
+                .is_some_and(|from| swapped.contains(from.as_str()))
+    };
     let staging = target.staging().map(DirHandle::as_file).transpose()?;
     let batch = staging
         .as_ref()
-        .and_then(|staging| sync_many::begin(staging, target.path(), files.len()));
-    in_threads(target, &files, batch.is_none())?;
+        .and_then(|staging| sync_many::begin(staging, target.path(), placements.count()));
+    // Without the batch, each file is synced.
+    let all: Vec<usize> = match batch {
+        Some(_) => Vec::new(),
+        None => (0..placements.count()).collect(),
+    };
+    let files = if batch.is_some() {
+        &plan.undressed
+    } else {
+        &all
+    };
+    if files.is_empty() {
+        return Ok(());
+    }
+    let work = Work {
+        placements,
+        is_swapped: &is_swapped,
+        syncs: batch.is_none(),
+    };
+    in_threads(target, &work, files)?;
     batch.map_or(Ok(()), |batch| batch.sync())
 }
 
-/// An unpacked file or link.
-struct Unpacked<'a> {
-    from: &'a str,
-    to: &'a str,
-    record: &'a FileRecord,
+/// How files get their attributes.
+struct Work<'a> {
+    placements: &'a Placements,
+    is_swapped: &'a (dyn Fn(&Placement<'_>) -> bool + Sync),
+    /// Whether each file is synced.
+    syncs: bool,
 }
 
 /// Divides the files among the cores, because most of the time passes in the file system.
-fn in_threads(target: &Target, files: &[Unpacked<'_>], syncs: bool) -> Result<()> {
+fn in_threads(target: &Target, work: &Work<'_>, files: &[usize]) -> Result<()> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let share = files.len().div_ceil(cores).max(LEAST_FILES_OF_A_THREAD);
     let (own, others) = files.split_at(share.min(files.len()));
@@ -89,11 +96,11 @@ fn in_threads(target: &Target, files: &[Unpacked<'_>], syncs: bool) -> Result<()
             .map(|files| {
                 let target = target.share();
                 start_in(threads, "kg-attributes", move || {
-                    dress(&target, files, syncs)
+                    dress(&target, work, files)
                 })
             })
             .collect::<Result<_>>()?;
-        dress(target, own, syncs)?;
+        dress(target, work, own)?;
         running.into_iter().try_for_each(|thread| {
             let done = thread.join();
             done.unwrap_or_else(|_| Err(Error::internal("The thread for attributes panicked")))
@@ -101,36 +108,44 @@ fn in_threads(target: &Target, files: &[Unpacked<'_>], syncs: bool) -> Result<()
     })
 }
 
-fn dress(target: &Target, files: &[Unpacked<'_>], syncs: bool) -> Result<()> {
-    target.while_no_directory_is_made(|| dress_each(target, files, syncs))
+fn dress(target: &Target, work: &Work<'_>, files: &[usize]) -> Result<()> {
+    target.while_no_directory_is_made(|| dress_each(target, work, files))
 }
 
-fn dress_each(target: &Target, files: &[Unpacked<'_>], syncs: bool) -> Result<()> {
+fn dress_each(target: &Target, work: &Work<'_>, files: &[usize]) -> Result<()> {
     // The owners of files that replace none, by directory.
     let mut owners = HashMap::new();
-    for file in files {
-        let staged = target
-            .existing(file.from)?
-            .known_as(target.absolute(file.to));
-        // Opened before its mode is set, because the mode may deny access to this user.
-        let open = if file.record.kind == EntryKind::Link {
-            make_link(&staged, file.record)?;
-            None
-        } else {
-            let opened = staged.open(OFlag::O_WRONLY, 0);
-            Some(opened.map_err(|cause| Error::io("open", &staged.path(), cause))?)
+    let files = files.iter();
+    for file in files.filter_map(|index| work.placements.file(*index)) {
+        let Some(attributes) = file.attributes().filter(|_| !(work.is_swapped)(&file)) else {
+            continue;
         };
-        let owner = match target.stat(file.to)? {
+        let Some(staged) = file.staged(target)? else {
+            continue;
+        };
+        let staged = staged.known_as(target.absolute(file.to()));
+        // Opened before its mode is set, because the mode may deny access to this user.
+        let open = match file.link() {
+            Some(link) => {
+                make_link(&staged, link)?;
+                None
+            }
+            None => {
+                let opened = staged.open(OFlag::O_WRONLY, 0);
+                Some(opened.map_err(|cause| Error::io("open", &staged.path(), cause))?)
+            }
+        };
+        let owner = match target.stat(file.to())? {
             Some(replaced) => Some((replaced.st_uid, replaced.st_gid)),
-            None if file.to.starts_with('/') => target.owner_of(file.to)?,
-            None => owner_in(target, parent(file.to), &mut owners)?,
+            None if file.to().starts_with('/') => target.owner_of(file.to())?,
+            None => owner_in(target, parent(file.to()), &mut owners)?,
         };
         owner.map_or(Ok(()), |owner| staged.give_to(owner))?;
-        let (seconds, nanoseconds) = placement::seconds_and_nanoseconds(file.record.mtime);
+        let (seconds, nanoseconds) = attributes.modified();
         staged.set_modified(seconds, nanoseconds)?;
         if let Some(open) = open {
-            set_mode(&staged, &open, file.record)?;
-            if syncs {
+            set_mode(&staged, &open, attributes.mode())?;
+            if work.syncs {
                 unsupported::sync(&open, &staged.known_path())
                     .map_err(|cause| Error::io("sync", &staged.path(), cause))?;
             }
@@ -152,19 +167,12 @@ fn owner_in<'a>(
     Ok(owner)
 }
 
-fn make_link(staged: &EntryHandle, record: &FileRecord) -> Result<()> {
-    let target = record.target.as_deref().and_then(names::decode);
-    let made = staged.make_link(&target.unwrap_or_default());
+fn make_link(staged: &EntryHandle, link: &str) -> Result<()> {
+    let made = staged.make_link(&names::decode(link).unwrap_or_default());
     made.map_err(|cause| Error::io("create", &staged.path(), cause))
 }
 
-fn set_mode(staged: &EntryHandle, file: &File, record: &FileRecord) -> Result<()> {
-    // A database is data, so it never gets execute permission, whatever its record says.
-    let mode = if record.database {
-        record.mode & 0o666
-    } else {
-        record.mode & 0o777
-    };
+fn set_mode(staged: &EntryHandle, file: &File, mode: u32) -> Result<()> {
     let set = file.set_permissions(Permissions::from_mode(mode));
     staged
         .tolerate(set)

@@ -3,7 +3,7 @@
 //! If a file system ignores case or the composition of accents, two files of a backup could have
 //! the same destination. The second would overwrite the first.
 
-use std::{fs, path::Path};
+use std::{borrow::Cow, fs, path::Path};
 
 use unicode_normalization::UnicodeNormalization;
 
@@ -31,15 +31,15 @@ impl Folding {
     }
 
     /// Returns a key that is equal for names that the file system treats as equal.
-    pub fn key(&self, name: &str) -> String {
+    pub fn key<'a>(&self, name: &'a str) -> Cow<'a, str> {
         let name = if self.composition {
-            name.nfc().collect()
+            Cow::Owned(name.nfc().collect())
         } else {
-            name.to_string()
+            Cow::Borrowed(name)
         };
         // To upper case and back, because some letters have two lower-case forms.
         if self.case {
-            name.to_uppercase().to_lowercase()
+            Cow::Owned(name.to_uppercase().to_lowercase())
         } else {
             name
         }

@@ -30,11 +30,15 @@ const WRITABLE: u32 = 0o300;
 
 /// Renames a file. If source and destination lie on different file systems, the file is first
 /// copied under a temporary name.
-pub fn move_file(from: &EntryHandle, to: &EntryHandle, copy_name: &str) -> Result<()> {
+pub fn move_file(
+    from: &EntryHandle,
+    to: &EntryHandle,
+    copy_name: impl FnOnce() -> String,
+) -> Result<()> {
     let failed = |cause| Error::io("move", &from.path(), cause);
     match from.rename(to) {
         Err(cause) if cause.kind() == io::ErrorKind::CrossesDevices => {
-            let copy = to.beside(copy_name);
+            let copy = to.beside(copy_name());
             copy.remove_file()?;
             if from.occupant()? == Some(EntryType::Link) {
                 copy.make_link(&fs::read_link(from.path()).map_err(failed)?)
@@ -88,14 +92,12 @@ fn mounted(from: &EntryHandle, to: &EntryHandle, cause: io::Error) -> Error {
 /// Returns the directories of this user that must be made writable for the changes, with their
 /// current permissions.
 pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> {
-    let moved = intent
-        .moves
-        .iter()
-        .flat_map(|change| [&change.from, &change.to]);
+    let moved: Vec<String> = [intent.moves.sources(), intent.moves.destinations()].concat();
     let made = intent.made.iter().map(|dir| &dir.at);
     // SQLite creates a journal or WAL next to a database.
     let swapped = intent.swaps.iter().map(|swapped| &swapped.live);
     let dirs: BTreeSet<&str> = moved
+        .iter()
         .chain(made)
         .chain(swapped)
         .chain(&intent.emptied)

@@ -6,19 +6,31 @@
 //! recovery completes the rest too ([`super::transaction`]).
 
 use std::{
-    io,
+    collections::HashSet,
+    fmt, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, SeqAccess, Visitor},
+};
 
-use super::record::{MadeDir, Record};
+use super::{
+    record::{MadeDir, Record},
+    target::parent,
+    texts::{MoreTexts, TextId, Texts},
+};
 use crate::{
-    archive::reader::MAX_TEXT_BYTES,
     error::{Code, Error, Result},
     project::{STATE_DIR, UNDO_DIR, exclude::JOURNAL_FILE},
     util::{atomic_file, regular_file},
 };
+
+/// Maximum length of a journal or record. Only this user and root can have written it, so this only
+/// catches what is certainly something else.
+pub const MAX_JOURNAL_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 
 /// The changes of one restore. All paths are locations, see [`super::target`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -38,7 +50,7 @@ pub struct Intent {
     /// Directories that do not exist yet, parents first.
     pub made: Vec<MadeDir>,
     /// Renames, in the order in which they are made.
-    pub moves: Vec<Move>,
+    pub moves: Moves,
     /// Live databases that get their new content through SQLite.
     pub swaps: Vec<Swapped>,
     /// The location that keeps the replaced files, and the record to write there.
@@ -58,6 +70,188 @@ pub struct Move {
     pub to: String,
     /// Device and inode of the moved file, which identify it later.
     pub identity: (u64, u64),
+}
+
+/// A list of [`Move`], in little memory. It holds each path once, and not the directories that many
+/// paths begin with.
+#[derive(Debug, Clone, Default)]
+pub struct Moves {
+    /// The directory of the new files, with a trailing slash.
+    source: String,
+    /// The directory that keeps the replaced files, with a trailing slash.
+    undo: String,
+    texts: MoreTexts,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    from: Spot,
+    to: Spot,
+    identity: (u64, u64),
+}
+
+/// A location in a list of moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spot {
+    At(TextId),
+    /// An unpacked file, which has this number as its name.
+    Numbered(u32),
+    /// A location below the directory of the new files.
+    New(TextId),
+    /// A location below the directory that keeps the replaced files.
+    Kept(TextId),
+}
+
+impl Moves {
+    /// Creates an empty list. The directories end with a slash.
+    pub fn between(source: String, undo: String, texts: Arc<Texts>) -> Self {
+        Moves {
+            source,
+            undo,
+            texts: MoreTexts::after(texts),
+            rows: Vec::new(),
+        }
+    }
+
+    pub fn text(&mut self, text: &str) -> Result<TextId> {
+        self.texts.push(text)
+    }
+
+    pub fn push(&mut self, from: Spot, to: Spot, identity: (u64, u64)) {
+        self.rows.push(Row { from, to, identity });
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn get(&self, number: usize) -> Option<Move> {
+        self.rows.get(number).map(|row| self.move_of(row))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Move> + '_ {
+        self.rows.iter().map(|row| self.move_of(row))
+    }
+
+    /// Writes the locations of a move, or nothing if there is none with that number.
+    pub fn write_paths(&self, number: usize, from: &mut String, to: &mut String) {
+        from.clear();
+        to.clear();
+        if let Some(row) = self.rows.get(number) {
+            self.write(row.from, from);
+            self.write(row.to, to);
+        }
+    }
+
+    /// Returns the number that is the name of the moved file, if it is an unpacked one.
+    pub fn number_of(&self, number: usize) -> Option<u32> {
+        match self.rows.get(number)?.from {
+            Spot::Numbered(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    /// Returns whether any file goes to the directory that keeps the replaced files.
+    pub fn keep_any(&self) -> bool {
+        let mut rows = self.rows.iter();
+        rows.any(|row| matches!(row.to, Spot::Kept(_)))
+    }
+
+    /// Returns one of the old locations in each directory.
+    pub fn sources(&self) -> Vec<String> {
+        self.one_in_each_dir(|row| row.from)
+    }
+
+    /// Returns one of the new locations in each directory, in the order of the moves.
+    pub fn destinations(&self) -> Vec<String> {
+        self.one_in_each_dir(|row| row.to)
+    }
+
+    fn one_in_each_dir(&self, of: impl Fn(&Row) -> Spot) -> Vec<String> {
+        let (mut dirs, mut locations) = (HashSet::new(), Vec::<String>::new());
+        let mut location = String::new();
+        let mut is_numbered = false;
+        for row in &self.rows {
+            let spot = of(row);
+            // All numbered files have one directory.
+            if matches!(spot, Spot::Numbered(_)) && std::mem::replace(&mut is_numbered, true) {
+                continue;
+            }
+            location.clear();
+            self.write(spot, &mut location);
+            let dir = parent(&location);
+            // Most files follow another one of their directory.
+            let is_same = locations.last().is_some_and(|last| parent(last) == dir);
+            if !is_same && !dirs.contains(dir) {
+                dirs.insert(dir.to_string());
+                locations.push(location.clone());
+            }
+        }
+        locations
+    }
+
+    fn move_of(&self, row: &Row) -> Move {
+        let location = |spot| {
+            let mut location = String::new();
+            self.write(spot, &mut location);
+            location
+        };
+        Move {
+            from: location(row.from),
+            to: location(row.to),
+            identity: row.identity,
+        }
+    }
+
+    fn write(&self, spot: Spot, out: &mut String) {
+        let (dir, name) = match spot {
+            Spot::At(id) => ("", id),
+            Spot::New(id) => (self.source.as_str(), id),
+            Spot::Kept(id) => (self.undo.as_str(), id),
+            Spot::Numbered(number) => {
+                out.push_str(&self.source);
+                out.push_str(&number.to_string());
+                return;
+            }
+        };
+        out.push_str(dir);
+        out.push_str(self.texts.get(name));
+    }
+
+    fn add(&mut self, change: &Move) -> Result<()> {
+        let (from, to) = (self.text(&change.from)?, self.text(&change.to)?);
+        self.push(Spot::At(from), Spot::At(to), change.identity);
+        Ok(())
+    }
+}
+
+impl Serialize for Moves {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Moves {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Rows;
+        impl<'de> Visitor<'de> for Rows {
+            type Value = Moves;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a list of moves")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Moves, A::Error> {
+                let mut moves = Moves::default();
+                while let Some(change) = list.next_element()? {
+                    moves.add(&change).map_err(A::Error::custom)?;
+                }
+                Ok(moves)
+            }
+        }
+        deserializer.deserialize_seq(Rows)
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,24 +291,27 @@ pub fn path(root: &Path) -> PathBuf {
 /// Writes the journal durably.
 pub fn write(root: &Path, intent: &Intent) -> Result<()> {
     let path = path(root);
-    let json = serde_json::to_vec(intent)
-        .map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
-    atomic_file::write_orders(&path, &json)
+    atomic_file::write_orders(&path, |out| {
+        serde_json::to_writer(out, intent).map_err(io::Error::from)
+    })
 }
 
 /// Reads the journal of an interrupted restore. Returns `KG_UNSAFE_FILE` if another user could have
 /// written it, because recovery carries out its contents.
 pub fn read(root: &Path) -> Result<Option<Intent>> {
     let path = path(root);
-    let read = regular_file::read_orders(&path, MAX_TEXT_BYTES).map_err(|error| Error {
+    let opened = regular_file::open_orders(&path, MAX_JOURNAL_BYTES).map_err(|error| Error {
         message: format!(
             "An earlier restore may have been interrupted: {}",
             error.message
         ),
         ..error
     })?;
-    let Some(json) = read else { return Ok(None) };
-    serde_json::from_slice(&json).map(Some).map_err(|cause| {
+    let Some(json) = opened else { return Ok(None) };
+    serde_json::from_reader(json).map(Some).map_err(|cause| {
+        if let Some(kind) = cause.io_error_kind() {
+            return Error::io("read", &path, kind.into());
+        }
         Error::new(
             Code::TargetInvalid,
             format!(

@@ -23,6 +23,7 @@
 
 mod attributes;
 mod case_folding;
+mod description;
 mod file_steps;
 pub mod journal;
 mod leftovers;
@@ -35,6 +36,7 @@ mod roll_back;
 pub mod salvage;
 mod settings;
 mod target;
+mod texts;
 mod transaction;
 pub mod undo;
 
@@ -49,9 +51,10 @@ use nix::fcntl::OFlag;
 
 use self::{
     attributes::set_attributes,
+    description::Description,
     file_steps::read_only_dirs,
-    placement::Placements,
-    plan::{Conditions, Plan, plan},
+    placement::{Placement, Placements},
+    plan::{Conditions, Plan, Taken, plan},
     record::Record,
     settings::changed_settings,
     target::Target,
@@ -63,11 +66,7 @@ pub use self::{
 };
 use super::protocol::{Applied, ApplyRequest, UndoRequest, Undone};
 use crate::{
-    archive::{
-        file_list::{FILE_LIST_ENTRY, FileList},
-        filter::EntryFilter,
-        manifest::{MANIFEST_ENTRY, Manifest},
-    },
+    archive::filter::EntryFilter,
     error::{Code, Error, Result, Warning},
     project::{STATE_DIR, exclude},
     sqlite::files::names_super_journal,
@@ -113,7 +112,7 @@ impl<'a> Session<'a> {
 
     /// Plans the changes. Returns the location of the directory that will keep the replaced files,
     /// and the plan.
-    fn plan(&self, target: &Target, placements: &Placements<'_>) -> Result<(String, Plan)> {
+    fn plan(&self, target: &Target, placements: &Placements) -> Result<(String, Plan)> {
         let undo_dir = undo::free_dir(self.root)?;
         let conditions = Conditions {
             undo_dir: &undo_dir,
@@ -145,35 +144,30 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     } else {
         target.hold(staged_in)?
     };
-    let (manifest, files) = read_description(&staging, &request.staging)?;
-    let picked = EntryFilter::new(
+    let description = Description::read(&staging, &request.staging)?;
+    let filter = EntryFilter::new(
         &request.target,
         request.only.clone(),
         request.paths.as_deref(),
-    )?
-    .select(&files);
+    )?;
     let placements = placement::of_backup(
         &mut target,
         root,
         &staging,
         staged_in,
-        (&manifest, &files),
-        &picked,
+        &description,
+        &filter,
         &mut warnings,
     )?;
     let taken = target.while_no_directory_is_made(|| plan::taken(&target, &placements))?;
-    if !taken.is_empty() && !request.overwrite {
+    if taken.count > 0 && !request.overwrite {
         return Err(target_exists(&target, &taken));
     }
     let (undo_dir, plan) = session.plan(&target, &placements)?;
-    let sizes = placements
-        .files
-        .iter()
-        .filter_map(|placement| placement.record);
     let mut applied = Applied {
-        files_restored: placements.files.len() as u64,
-        bytes_restored: sizes.map(|record| record.size).sum(),
-        files_replaced: taken.len() as u64,
+        files_restored: placements.count() as u64,
+        bytes_restored: placements.size_bytes,
+        files_replaced: taken.count,
         safety_copy: None,
         warnings,
     };
@@ -185,12 +179,13 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         .extend(changed_settings(&target, &placements)?);
     assert_no_super_journal(&target, &placements)?;
     set_attributes(&target, &placements, &plan)?;
+    drop(placements);
     // After a restore into an empty project, there is nothing to put back.
-    let can_undo = holds_something(&root.join(STATE_DIR)) || plan.keeps_in(&undo_dir);
+    let can_undo = holds_something(&root.join(STATE_DIR)) || plan.keeps_any();
     if can_undo && applied.files_replaced > 0 {
         applied.safety_copy = Some(root.join(&undo_dir));
     }
-    let undo = can_undo.then_some((undo_dir, manifest.id));
+    let undo = can_undo.then_some((undo_dir, description.manifest.id));
     let change = Change {
         keeps: undo,
         undoes: None,
@@ -213,28 +208,25 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         request.lock_timeout_ms,
         &mut warnings,
     )?;
-    let (dir, record) = undo::newest(root, request.earlier)?;
+    let (dir, mut record) = undo::newest(root, request.earlier)?;
     let mut target = Target::open(root)?;
     if let Some(outside) = &record.outside {
         placement::assert_not_of_another(root, outside)?;
     }
     target.allow(record.outside.clone());
-    let placements = placement::of_undo(&dir, &record);
+    let files = std::mem::take(&mut record.files);
+    let placements = placement::of_undo(&dir, files, &record.taken)?;
     assert_kept(&target, &dir, &placements)?;
     let (undo_dir, plan) = session.plan(&target, &placements)?;
-    let put_back = placements
-        .files
-        .iter()
-        .filter(|placement| placement.from.is_some())
-        .count() as u64;
+    let put_back = placements.files().filter(Placement::has_new).count() as u64;
     let applied = Applied {
         files_restored: put_back,
         bytes_restored: 0,
-        files_replaced: plan::taken(&target, &placements)?.len() as u64,
+        files_replaced: plan::taken(&target, &placements)?.count,
         safety_copy: (!request.dry_run).then(|| root.join(&undo_dir)),
         warnings,
     };
-    let files_removed = placements.files.len() as u64 - put_back;
+    let files_removed = placements.count() as u64 - put_back;
     let mut undone = Undone {
         of: record.of.clone(),
         at: record.at,
@@ -271,24 +263,13 @@ fn holds_something(state: &Path) -> bool {
     })
 }
 
-/// Reads the manifest and the list of files. Messages call the directory `known_as`.
-fn read_description(staging: &Path, known_as: &Path) -> Result<(Manifest, FileList)> {
-    let failed = |name: &str, cause| Error::io("read", &known_as.join(name), cause);
-    let json = fs::read(staging.join(MANIFEST_ENTRY));
-    let json = json.map_err(|cause| failed(MANIFEST_ENTRY, cause))?;
-    let files = File::open(staging.join(FILE_LIST_ENTRY)).and_then(FileList::read);
-    let files = files.map_err(|cause| failed(FILE_LIST_ENTRY, cause))?;
-    let files = files.map_err(|what| Error::internal(format!("The list of files {what}")))?;
-    Ok((Manifest::parse(&json, "the backup")?, files))
-}
-
-fn target_exists(target: &Target, replaced: &[String]) -> Error {
-    let named: Vec<String> = replaced
+fn target_exists(target: &Target, taken: &Taken) -> Error {
+    let named: Vec<String> = taken
+        .first
         .iter()
-        .take(NAMED_PATHS)
         .map(|location| target.absolute(location).display().to_string())
         .collect();
-    let more = replaced.len().saturating_sub(NAMED_PATHS);
+    let more = taken.count.saturating_sub(named.len() as u64);
     let more = if more > 0 {
         format!(" and {more} more")
     } else {
@@ -304,24 +285,23 @@ fn target_exists(target: &Target, replaced: &[String]) -> Error {
 
 /// Refuses a journal that names other files, because SQLite would delete those files when it opens
 /// the database.
-fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Result<()> {
+fn assert_no_super_journal(target: &Target, placements: &Placements) -> Result<()> {
     for placement in placements
-        .files
-        .iter()
-        .filter(|placement| placement.to.ends_with("-journal"))
+        .files()
+        .filter(|placement| placement.to().ends_with("-journal"))
     {
-        let Some(from) = &placement.from else {
+        let Some(from) = placement.from() else {
             continue;
         };
         let staged = target
-            .place(from)?
+            .place(&from)?
             .map(|place| place.open(OFlag::O_RDONLY, 0));
         let Some(Ok(file)) = staged else { continue };
         if names_super_journal(&file)
-            .map_err(|cause| Error::io("read", &target.absolute(from), cause))?
+            .map_err(|cause| Error::io("read", &target.absolute(&from), cause))?
         {
             return Err(target::not_ours(
-                &placement.to,
+                placement.to(),
                 "is a journal that names other files",
             ));
         }
@@ -331,18 +311,14 @@ fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Resu
 
 /// Fails with `KG_NOTHING_TO_UNDO` if a kept file is missing. Then nothing of that restore is
 /// undone.
-fn assert_kept(target: &Target, dir: &str, placements: &Placements<'_>) -> Result<()> {
-    for from in placements
-        .files
-        .iter()
-        .filter_map(|placement| placement.from.as_ref())
-    {
-        if !target.is_taken(from)? {
+fn assert_kept(target: &Target, dir: &str, placements: &Placements) -> Result<()> {
+    for from in placements.files().filter_map(|placement| placement.from()) {
+        if !target.is_taken(&from)? {
             return Err(Error::new(
                 Code::NothingToUndo,
                 format!(
                     "{}, which the newest restore had replaced, no longer exists",
-                    target.absolute(from).display()
+                    target.absolute(&from).display()
                 ),
                 format!(
                     "Nothing was changed; move {} away to undo the restore before it",

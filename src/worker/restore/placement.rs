@@ -5,24 +5,31 @@
 //! outside the part of the project that backups save.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     ffi::OsStr,
     fs::File,
+    hash::{BuildHasher, RandomState},
     io::Read,
     path::Path,
+    sync::Arc,
 };
 
 use jiff::Timestamp;
+use nix::sys::stat::{FileStat, SFlag};
 
 use super::{
     case_folding::Folding,
-    record::{MadeDir, Record},
+    description::Description,
+    journal::Spot,
+    record::{MadeDir, Touches},
     target::{Target, not_ours, parent},
+    texts::{TextId, Texts},
 };
 use crate::{
     archive::{
-        file_list::FileList,
         file_record::{EntryKind, FileRecord},
+        filter::EntryFilter,
         manifest::Manifest,
     },
     error::{Code, Error, Result, Warning, WarningCode},
@@ -33,6 +40,7 @@ use crate::{
         exclude, names,
     },
     sqlite::files::{COMPANIONS, MAGIC},
+    util::dir_handle::EntryHandle,
 };
 
 /// The prefix of every path except that of the graph database.
@@ -40,118 +48,358 @@ const STATE_PREFIX: &str = ".kg/";
 /// The directory that keeps a graph database from outside the project, below the undo directory.
 const OUTSIDE_PREFIX: &str = "outside/";
 
-/// A file or link, and its destination. All paths except `kept_as` are locations.
-pub struct Placement<'a> {
-    /// The current location; `None` if the destination is only removed.
-    pub from: Option<String>,
-    pub to: String,
-    /// Where to keep the replaced file, below the undo directory.
-    pub kept_as: String,
-    pub is_database: bool,
-    /// The record of the file in the manifest of the backup.
-    pub record: Option<&'a FileRecord>,
-}
-
 /// All files and directories with a destination.
-pub struct Placements<'a> {
+#[derive(Default)]
+pub struct Placements {
+    texts: Arc<Texts>,
+    /// The directory of the new files, with a trailing slash.
+    source: String,
     /// The files and links. Databases come before their companions.
-    pub files: Vec<Placement<'a>>,
+    rows: Vec<Row>,
     /// The directories that the backup holds.
     pub directories: Vec<MadeDir>,
+    pub size_bytes: u64,
 }
 
-/// Returns the placements of the selected records of a backup. `staging` is where the backup was
-/// unpacked, and `staged_in` is the name of that directory in `.kg`.
-pub fn of_backup<'a>(
+struct Row {
+    to: TextId,
+    from: Source,
+    attributes: Option<Attributes>,
+    is_database: bool,
+}
+
+/// The current place of a file.
+#[derive(Clone, Copy)]
+enum Source {
+    /// The destination is only removed.
+    None,
+    /// The number of an unpacked file.
+    Number(u32),
+    /// A location below the directory of the new files.
+    Below(TextId),
+}
+
+/// The attributes of a file or link according to the list of the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// Seconds and nanoseconds since the epoch.
+    seconds: i64,
+    nanoseconds: u32,
+    /// The target of a link.
+    link: Option<TextId>,
+    mode: u16,
+}
+
+impl Attributes {
+    pub fn mode(&self) -> u32 {
+        self.mode.into()
+    }
+
+    pub fn modified(&self) -> (i64, i64) {
+        (self.seconds, self.nanoseconds.into())
+    }
+
+    /// Returns whether a regular file has these permissions and this time.
+    pub fn are_those_of(&self, found: &FileStat) -> bool {
+        let mode = SFlag::S_IFREG.bits() | self.mode();
+        self.link.is_none()
+            && found.st_mode == mode
+            && (found.st_mtime, found.st_mtime_nsec) == self.modified()
+    }
+}
+
+impl Placements {
+    pub fn files(&self) -> impl Iterator<Item = Placement<'_>> {
+        self.rows.iter().map(|row| Placement { all: self, row })
+    }
+
+    pub fn count(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Returns the file at that index.
+    pub fn file(&self, index: usize) -> Option<Placement<'_>> {
+        self.rows.get(index).map(|row| Placement { all: self, row })
+    }
+
+    /// Returns the texts of all destinations.
+    pub fn texts(&self) -> &Arc<Texts> {
+        &self.texts
+    }
+
+    /// Returns the directory of the new files, with a trailing slash.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+}
+
+/// A file or link, and its destination.
+#[derive(Clone, Copy)]
+pub struct Placement<'a> {
+    all: &'a Placements,
+    row: &'a Row,
+}
+
+impl<'a> Placement<'a> {
+    /// Returns the location of the destination.
+    pub fn to(&self) -> &'a str {
+        self.all.texts.get(self.row.to)
+    }
+
+    pub fn to_id(&self) -> TextId {
+        self.row.to
+    }
+
+    pub fn is_database(&self) -> bool {
+        self.row.is_database
+    }
+
+    /// Returns whether there is a new file. Otherwise the destination is only removed.
+    pub fn has_new(&self) -> bool {
+        !matches!(self.row.from, Source::None)
+    }
+
+    /// Returns the current location; `None` if the destination is only removed.
+    pub fn from(&self) -> Option<String> {
+        let source = &self.all.source;
+        match self.row.from {
+            Source::None => None,
+            Source::Number(number) => Some(format!("{source}{number}")),
+            Source::Below(name) => Some(format!("{source}{}", self.all.texts.get(name))),
+        }
+    }
+
+    /// Returns the current place; `None` if there is no new file or its directory does not exist.
+    pub fn staged(&self, target: &Target) -> Result<Option<EntryHandle>> {
+        let number = match self.row.from {
+            Source::Number(number) => Some(number),
+            Source::None | Source::Below(_) => None,
+        };
+        match target.unpacked(number) {
+            Some(unpacked) => Ok(Some(unpacked)),
+            None => self.from().map_or(Ok(None), |from| target.place(&from)),
+        }
+    }
+
+    /// Returns the current location for a list of moves.
+    pub fn spot(&self) -> Option<Spot> {
+        match self.row.from {
+            Source::None => None,
+            Source::Number(number) => Some(Spot::Numbered(number)),
+            Source::Below(name) => Some(Spot::New(name)),
+        }
+    }
+
+    /// Returns where to keep the replaced file, below the undo directory.
+    pub fn kept_as(&self) -> Cow<'a, str> {
+        kept_as(self.to())
+    }
+
+    /// Returns the attributes of a file of a backup.
+    pub fn attributes(&self) -> Option<&'a Attributes> {
+        self.row.attributes.as_ref()
+    }
+
+    /// Returns the target of a link of a backup, written as a path.
+    pub fn link(&self) -> Option<&'a str> {
+        let link = self.row.attributes?.link?;
+        Some(self.all.texts.get(link))
+    }
+}
+
+/// Returns the placements of the records of a backup that `filter` selects. `staging` is where the
+/// backup was unpacked, and `staged_in` is the name of that directory in `.kg`.
+pub fn of_backup(
     target: &mut Target,
     root: &Path,
     staging: &Path,
     staged_in: &OsStr,
-    (manifest, files): (&Manifest, &FileList),
-    picked: &[(usize, &'a FileRecord)],
+    description: &Description,
+    filter: &EntryFilter,
     warnings: &mut Vec<Warning>,
-) -> Result<Placements<'a>> {
-    let database = database_location(target, root, staging, files, picked, warnings)?;
-    let staged_in = format!("{STATE_PREFIX}{}", staged_in.to_string_lossy());
+) -> Result<Placements> {
+    let database = database_location(target, root, staging, description, filter, warnings)?;
     let folding = Folding::of(staging);
-    let databases = files.databases();
-    let mut taken = HashSet::new();
-    let mut placements = Placements {
-        files: Vec::new(),
-        directories: Vec::new(),
+    let mut placing = Placing {
+        manifest: &description.manifest,
+        databases: &description.databases,
+        database,
+        folding,
+        hashes: RandomState::new(),
+        texts: Texts::default(),
+        first: Vec::new(),
+        placements: Placements {
+            source: format!("{STATE_PREFIX}{}/", staged_in.to_string_lossy()),
+            ..Placements::default()
+        },
+        keys: Vec::new(),
+        parents: HashSet::new(),
+        last_parent: String::new(),
     };
-    for (number, record) in picked {
+    description.each(|number, record| {
+        if filter.selects(&record, |path| description.databases.contains(path)) {
+            placing.place(number, &record)?;
+        }
+        Ok(())
+    })?;
+    placing.finish()
+}
+
+/// Collects the placements of a backup.
+struct Placing<'a> {
+    manifest: &'a Manifest,
+    databases: &'a HashSet<String>,
+    /// The location of the graph database.
+    database: String,
+    folding: Folding,
+    hashes: RandomState,
+    texts: Texts,
+    /// The databases.
+    first: Vec<Row>,
+    placements: Placements,
+    /// The hashes of the keys of all locations. Equal keys are names that the file system treats as
+    /// equal.
+    keys: Vec<u64>,
+    /// The keys of all directories that contain a location.
+    parents: HashSet<String>,
+    last_parent: String,
+}
+
+impl Placing<'_> {
+    fn place(&mut self, number: usize, record: &FileRecord) -> Result<()> {
         assert_ours(record)?;
-        assert_companion_belongs(manifest, &databases, record)?;
+        assert_companion_belongs(self.manifest, self.databases, record)?;
         let to = match record
             .entry
             .strip_prefix(DATABASE_ENTRY)
             .filter(|_| record.component == Component::Database)
         {
-            Some(suffix) => format!("{database}{suffix}"),
-            None => record.path.clone(),
+            Some(suffix) => Cow::Owned(format!("{}{suffix}", self.database)),
+            None => Cow::Borrowed(record.path.as_str()),
         };
-        if !taken.insert(folding.key(&to)) {
+        self.keys.push(self.hash(&to));
+        self.note_parents(&to);
+        let (seconds, nanoseconds) = seconds_and_nanoseconds(record.mtime);
+        if record.kind == EntryKind::Directory {
+            self.placements.directories.push(MadeDir {
+                at: to.into_owned(),
+                mode: Some(record.mode),
+                mtime: Some((seconds, nanoseconds)),
+            });
+            return Ok(());
+        }
+        let link = record
+            .target
+            .as_deref()
+            .filter(|_| record.kind == EntryKind::Link)
+            .map(|link| self.texts.push(link))
+            .transpose()?;
+        let number =
+            u32::try_from(number).map_err(|_| Error::internal("The backup has too many files"))?;
+        let row = Row {
+            to: self.texts.push(&to)?,
+            from: Source::Number(number),
+            attributes: Some(Attributes {
+                seconds,
+                nanoseconds: nanoseconds as u32,
+                link,
+                // A database is data, so it never gets execute permission, whatever its record
+                // says.
+                mode: (record.mode & if record.database { 0o666 } else { 0o777 }) as u16,
+            }),
+            is_database: record.database,
+        };
+        self.placements.size_bytes = self.placements.size_bytes.saturating_add(record.size);
+        if record.database {
+            self.first.push(row);
+        } else {
+            self.placements.rows.push(row);
+        }
+        Ok(())
+    }
+
+    fn hash(&self, location: &str) -> u64 {
+        self.hashes.hash_one(self.folding.key(location))
+    }
+
+    fn note_parents(&mut self, location: &str) {
+        let mut above = parent(location);
+        // Most records follow another one of their directory.
+        if above == self.last_parent {
+            return;
+        }
+        self.last_parent = above.to_string();
+        while !above.is_empty() && self.parents.insert(self.folding.key(above).into_owned()) {
+            above = parent(above);
+        }
+    }
+
+    fn finish(mut self) -> Result<Placements> {
+        self.keys.sort_unstable();
+        let twice = self.keys.windows(2).find(|keys| keys[0] == keys[1]);
+        if let Some(key) = twice.map(|keys| keys[0]) {
+            let directories = self
+                .placements
+                .directories
+                .iter()
+                .map(|dir| dir.at.as_str());
+            let rows = self.first.iter().chain(&self.placements.rows);
+            let mut locations = rows.map(|row| self.texts.get(row.to)).chain(directories);
+            let named = locations.find(|location| self.hash(location) == key);
             return Err(not_ours(
-                &record.path,
+                named.unwrap_or_default(),
                 "is named twice, or differs from another one only in case or accents",
             ));
         }
-        if record.kind == EntryKind::Directory {
-            let mtime = seconds_and_nanoseconds(record.mtime);
-            placements.directories.push(MadeDir {
-                at: to,
-                mode: Some(record.mode),
-                mtime: Some(mtime),
-            });
-            continue;
+        drop(self.keys);
+        let (rows, first) = (&mut self.placements.rows, self.first.len());
+        rows.append(&mut self.first);
+        rows.rotate_right(first);
+        self.placements.texts = Arc::new(self.texts);
+        // A path must not be a file in one record and a directory in another.
+        for placement in self.placements.files() {
+            if self.parents.contains(&*self.folding.key(placement.to())) {
+                return Err(not_ours(placement.to(), "is both a file and a directory"));
+            }
         }
-        placements.files.push(Placement {
-            from: Some(format!("{staged_in}/{number}")),
-            kept_as: kept_as(&to),
-            to,
-            is_database: record.database,
-            record: Some(record),
-        });
+        Ok(self.placements)
     }
-    placements
-        .files
-        .sort_by_key(|placement| !placement.is_database);
-    assert_no_file_is_a_directory(&placements, &folding)?;
-    Ok(placements)
 }
 
 /// Returns the placements of the files that a restore replaced. `dir` contains its record.
-pub fn of_undo<'a>(dir: &str, record: &Record) -> Placements<'a> {
-    let placement = |touched: &crate::worker::restore::record::Touched| Placement {
-        from: touched.kept.as_ref().map(|kept| format!("{dir}/{kept}")),
-        kept_as: kept_as(&touched.path),
-        to: touched.path.clone(),
+pub fn of_undo(dir: &str, files: Touches, removed: &[MadeDir]) -> Result<Placements> {
+    let (texts, touched) = files.into_parts()?;
+    let rows = touched.iter().map(|touched| Row {
+        to: touched.path,
+        from: touched.kept.map_or(Source::None, Source::Below),
+        attributes: None,
         is_database: touched.database,
-        record: None,
-    };
-    let mut files: Vec<_> = record.files.iter().map(placement).collect();
-    files.sort_by_key(|placement| !placement.is_database);
-    Placements {
-        files,
-        directories: record.taken.clone(),
-    }
+    });
+    let (mut first, others): (Vec<Row>, Vec<Row>) = rows.partition(|row| row.is_database);
+    first.extend(others);
+    Ok(Placements {
+        texts,
+        source: format!("{dir}/"),
+        rows: first,
+        directories: removed.to_vec(),
+        size_bytes: 0,
+    })
 }
 
 /// Returns the placement of a single database that lies at `from`.
-pub fn of_database<'a>(from: String, to: String) -> Placements<'a> {
-    let kept_as = kept_as(&to);
-    let placement = Placement {
-        from: Some(from),
-        to,
-        kept_as,
+pub fn of_database(from: &str, to: &str) -> Result<Placements> {
+    let mut texts = Texts::default();
+    let row = Row {
+        from: Source::Below(texts.push(from)?),
+        to: texts.push(to)?,
+        attributes: None,
         is_database: true,
-        record: None,
     };
-    Placements {
-        files: vec![placement],
-        directories: Vec::new(),
-    }
+    Ok(Placements {
+        texts: Arc::new(texts),
+        rows: vec![row],
+        ..Placements::default()
+    })
 }
 
 /// Splits a time as the system does: the nanoseconds are never negative.
@@ -165,10 +413,10 @@ pub fn seconds_and_nanoseconds(at: Timestamp) -> (i64, i64) {
 }
 
 /// Returns where to keep the file that is replaced at a location, below the undo directory.
-pub fn kept_as(location: &str) -> String {
+pub fn kept_as(location: &str) -> Cow<'_, str> {
     match location.rsplit_once('/') {
-        Some((_, name)) if location.starts_with('/') => format!("{OUTSIDE_PREFIX}{name}"),
-        _ => location.to_string(),
+        Some((_, name)) if location.starts_with('/') => format!("{OUTSIDE_PREFIX}{name}").into(),
+        _ => location.into(),
     }
 }
 
@@ -262,7 +510,7 @@ fn is_hidden(path: &Path) -> bool {
 /// it would change the content of that database. A WAL index is always refused.
 fn assert_companion_belongs(
     manifest: &Manifest,
-    databases: &HashSet<&str>,
+    databases: &HashSet<String>,
     record: &FileRecord,
 ) -> Result<()> {
     for suffix in COMPANIONS {
@@ -287,34 +535,6 @@ fn assert_companion_belongs(
     Ok(())
 }
 
-/// Refuses a path that is a file in one record and a directory in another.
-fn assert_no_file_is_a_directory(placements: &Placements<'_>, folding: &Folding) -> Result<()> {
-    let files: HashSet<String> = placements
-        .files
-        .iter()
-        .map(|placement| folding.key(&placement.to))
-        .collect();
-    let directories = placements
-        .directories
-        .iter()
-        .map(|directory| directory.at.as_str());
-    for location in placements
-        .files
-        .iter()
-        .map(|placement| placement.to.as_str())
-        .chain(directories)
-    {
-        let mut above = parent(location);
-        while !above.is_empty() {
-            if files.contains(&folding.key(above)) {
-                return Err(not_ours(above, "is both a file and a directory"));
-            }
-            above = parent(above);
-        }
-    }
-    Ok(())
-}
-
 /// Returns the location of the graph database: the one that the configuration in force after the
 /// restore names. A path outside the project counts only if the configuration of the target already
 /// names it.
@@ -322,28 +542,21 @@ fn database_location(
     target: &mut Target,
     root: &Path,
     staging: &Path,
-    files: &FileList,
-    picked: &[(usize, &FileRecord)],
+    description: &Description,
+    filter: &EntryFilter,
     warnings: &mut Vec<Warning>,
 ) -> Result<String> {
-    let record = files
-        .records()
-        .iter()
-        .find(|record| record.entry == DATABASE_ENTRY);
-    let recorded = record
-        .map_or(DEFAULT_DATABASE, |record| record.path.as_str())
-        .to_string();
-    if record.is_none() {
-        return Ok(recorded);
-    }
+    let Some((number, recorded)) = description.graph.clone() else {
+        return Ok(DEFAULT_DATABASE.to_string());
+    };
     let own_config = root.join(STATE_DIR).join(CONFIG_FILE);
     let own = own_config
         .exists()
         .then(|| database_path::database_path(root, warnings));
-    let restored = picked
-        .iter()
-        .find(|(_, record)| record.entry == CONFIG_FILE && record.kind.is_file());
+    let is_database = |path: &str| description.databases.contains(path);
+    let restored = description.config.as_ref();
     let restored = restored
+        .filter(|(_, record)| filter.selects(record, is_database))
         .map(|(number, _)| staging.join(number.to_string()))
         .filter(|staged| staged.exists());
     let in_force = match &restored {
@@ -357,7 +570,7 @@ fn database_location(
         .map(|path| names::encode(Path::new(path)));
     let believed = |location: String| {
         let is_own = own_location.as_ref() == Some(&location);
-        assert_place_for_database(&location, is_own, staging, files)?;
+        assert_place_for_database(&location, is_own, &staging.join(number.to_string()))?;
         Ok(location)
     };
     match in_force {
@@ -443,12 +656,7 @@ fn not_own(root: &Path, outside: &Path, why: &str) -> Error {
 /// Refuses an unsuitable path for the graph database, such as the directories of restores and
 /// backups. If only the archive names the path, this also refuses a hidden directory (`.git/hooks`)
 /// and, outside `.kg`, content that is not a database.
-fn assert_place_for_database(
-    location: &str,
-    is_own: bool,
-    staging: &Path,
-    files: &FileList,
-) -> Result<()> {
+fn assert_place_for_database(location: &str, is_own: bool, staged: &Path) -> Result<()> {
     let refuse = |what: &str| Err(not_ours(location, what));
     let Some(path) = names::decode(location).filter(|path| names::stays_below(path)) else {
         return refuse("does not stay inside the project");
@@ -475,14 +683,11 @@ fn assert_place_for_database(
     if is_hidden(&path) {
         return refuse("is not a valid path for a database");
     }
-    let number = files
-        .records()
-        .iter()
-        .position(|record| record.entry == DATABASE_ENTRY);
-    // A dry run unpacks nothing.
-    let staged = number.and_then(|number| File::open(staging.join(number.to_string())).ok());
     let mut start = Vec::new();
-    let read = staged.map(|file| file.take(MAGIC.len() as u64).read_to_end(&mut start));
+    // A dry run unpacks nothing.
+    let read = File::open(staged)
+        .ok()
+        .map(|file| file.take(MAGIC.len() as u64).read_to_end(&mut start));
     // An empty file is an empty database.
     if read.is_none() || start.is_empty() || start == *MAGIC {
         return Ok(());

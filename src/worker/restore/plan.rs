@@ -10,13 +10,15 @@ use std::{
     time::Duration,
 };
 
-use nix::fcntl::OFlag;
+use nix::{fcntl::OFlag, sys::stat::FileStat, unistd::geteuid};
 
 use super::{
-    journal::{Intent, Move, Swapped},
+    NAMED_PATHS,
+    journal::{Intent, Moves, Spot, Swapped},
     placement::{Placement, Placements, missing_dirs},
-    record::{MadeDir, Touched},
-    target::Target,
+    record::{MadeDir, TouchedRow, Touches},
+    target::{Target, parent},
+    texts::TextId,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -48,16 +50,15 @@ pub struct Conditions<'a> {
 pub struct Plan {
     /// All changes except the steps that follow them.
     pub intent: Intent,
-    pub touched: Vec<Touched>,
+    pub touched: Touches,
+    /// The indexes of the files that do not have the attributes and the owner of the originals yet,
+    /// except databases that get new content through SQLite.
+    pub undressed: Vec<usize>,
     /// Held until the restore is done.
     pub claims: Vec<Claim>,
 }
 
-pub fn plan(
-    target: &Target,
-    placements: &Placements<'_>,
-    conditions: &Conditions<'_>,
-) -> Result<Plan> {
+pub fn plan(target: &Target, placements: &Placements, conditions: &Conditions<'_>) -> Result<Plan> {
     let elsewhere = used_elsewhere(target, placements)?;
     if let Some(error) = elsewhere
         .values()
@@ -71,23 +72,20 @@ pub fn plan(
         );
         return Err(Error { remedy, ..error });
     }
-    let owners = placements
-        .files
-        .iter()
-        .map(|placement| placement.to.as_str())
-        .collect();
     let (swapped, gone) = (HashSet::new(), HashSet::new());
     let mut planning = Planning {
         target,
         conditions,
-        owners,
+        owned: owned(placements),
         elsewhere,
-        plan: Plan::new(),
+        plan: Plan::new(placements, conditions),
         swapped,
         gone,
+        is_root: geteuid().is_root(),
+        last_owner: None,
     };
-    for placement in &placements.files {
-        planning.file(placement)?;
+    for (index, placement) in placements.files().enumerate() {
+        planning.file(index, &placement)?;
     }
     let mut plan = planning.plan;
     // Claimed after all databases were examined, because opening a database drops the locks of this
@@ -99,41 +97,86 @@ pub fn plan(
     Ok(plan)
 }
 
-/// Returns the locations of files whose place is taken, by the file itself or by a companion of a
-/// database of its name.
-pub fn taken(target: &Target, placements: &Placements<'_>) -> Result<Vec<String>> {
-    let mut taken = Vec::new();
-    for placement in &placements.files {
-        for suffix in parts(placement.is_database) {
-            if target.is_taken(&format!("{}{suffix}", placement.to))? {
-                taken.push(placement.to.clone());
-                break;
+/// The files whose place is taken.
+#[derive(Default)]
+pub struct Taken {
+    pub count: u64,
+    /// The locations of the first of them.
+    pub first: Vec<String>,
+}
+
+/// Returns the files whose place is taken, by the file itself or by a companion of a database of its
+/// name.
+pub fn taken(target: &Target, placements: &Placements) -> Result<Taken> {
+    let mut taken = Taken::default();
+    for placement in placements.files() {
+        if is_taken(target, &placement)? {
+            taken.count += 1;
+            if taken.first.len() < NAMED_PATHS {
+                taken.first.push(placement.to().to_string());
             }
         }
     }
     Ok(taken)
 }
 
+fn is_taken(target: &Target, placement: &Placement) -> Result<bool> {
+    if target.is_taken(placement.to())? {
+        return Ok(true);
+    }
+    let companions = parts(placement.is_database()).iter().skip(1);
+    for suffix in companions {
+        if target.is_taken(&format!("{}{suffix}", placement.to()))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Returns the databases of companions that are placed themselves.
+fn owned(placements: &Placements) -> HashSet<&str> {
+    let owners = placements
+        .files()
+        .flat_map(|placement| owners(placement.to()));
+    let owners: HashSet<&str> = owners.collect();
+    if owners.is_empty() {
+        return owners;
+    }
+    let all = placements.files().map(|placement| placement.to());
+    all.filter(|location| owners.contains(location)).collect()
+}
+
+/// Returns the databases that a file of this name could be a companion of.
+fn owners(location: &str) -> impl Iterator<Item = &str> {
+    let suffixes = COMPANIONS.iter();
+    suffixes.filter_map(|suffix| location.strip_suffix(suffix))
+}
+
 struct Planning<'a> {
     target: &'a Target,
     conditions: &'a Conditions<'a>,
-    /// The locations of all placements.
-    owners: HashSet<&'a str>,
+    /// The databases of companions that are placed themselves.
+    owned: HashSet<&'a str>,
     /// The locations of databases whose users commit to another WAL, and why they are not written.
     elsewhere: BTreeMap<&'a str, Error>,
     plan: Plan,
     /// Databases that get new content through SQLite.
     swapped: HashSet<Identity>,
-    /// Locations that are empty after the moves planned so far.
+    /// Locations with the name of a companion that are empty after the moves planned so far. A file
+    /// of the backup may have such a name too.
     gone: HashSet<String>,
+    is_root: bool,
+    /// The directory that was looked at last, and the owner of its new files.
+    last_owner: Option<(String, Option<(u32, u32)>)>,
 }
 
 impl Planning<'_> {
-    fn file(&mut self, placement: &Placement<'_>) -> Result<()> {
+    fn file(&mut self, index: usize, placement: &Placement) -> Result<()> {
         self.assert_no_companion(placement)?;
-        let place = self.target.place(&placement.to)?;
-        let occupant = place.as_ref().map_or(Ok(None), EntryHandle::occupant)?;
-        let occupant = occupant.filter(|_| !self.gone.contains(&placement.to));
+        let place = self.target.place(placement.to())?;
+        let stat = place.as_ref().map_or(Ok(None), EntryHandle::stat)?;
+        let found = stat.as_ref().map(EntryType::of);
+        let occupant = found.filter(|_| !self.gone.contains(placement.to()));
         if let Some(place) = &place {
             assert_replaceable(place, occupant, placement)?;
             if occupant == Some(EntryType::File)
@@ -141,37 +184,71 @@ impl Planning<'_> {
                 && self.is_live(place, placement)?
             {
                 self.swapped.extend(identity(place)?);
-                self.swap(placement);
-                return Ok(());
+                return self.swap(placement);
             }
         }
-        let is_database = is_database(placement, place.as_ref());
-        let is_alias = place
-            .as_ref()
-            .map_or(Ok(false), |place| self.is_swapped(place))?;
-        for suffix in parts(is_database) {
-            self.move_away(
-                placement,
-                suffix,
-                is_database && suffix.is_empty() && !is_alias,
-            )?;
+        let existing = place.as_ref().filter(|_| found.is_some());
+        let is_database = is_database(placement, existing);
+        let is_alias = existing.map_or(Ok(false), |place| self.is_swapped(place))?;
+        let mut is_new = !self.gone.contains(placement.to());
+        if occupant.is_some() {
+            self.move_away(placement, "", is_database && !is_alias)?;
+            is_new = false;
         }
-        if let Some(from) = &placement.from {
-            let is_new = !self.gone.contains(&placement.to);
+        for suffix in parts(is_database).iter().skip(1) {
+            self.move_away(placement, suffix, false)?;
+        }
+        if let Some(spot) = placement.spot() {
+            let to = placement.to_id();
             if is_new {
-                self.plan.touched.push(Touched {
-                    path: placement.to.clone(),
+                self.plan.touched.push(TouchedRow {
+                    path: to,
                     kept: None,
                     database: is_database,
                 });
             }
-            self.plan
-                .intent
-                .moves
-                .push(self.moved(from, placement.to.clone())?);
-            self.gone.remove(&placement.to);
+            let staged = placement.staged(self.target)?;
+            let staged = staged.map_or(Ok(None), |staged| staged.stat())?;
+            if let (Some(attributes), Some(staged)) = (placement.attributes(), &staged)
+                && !(attributes.are_those_of(staged)
+                    && self.has_owner(staged, placement.to(), stat.as_ref())?)
+            {
+                self.plan.undressed.push(index);
+            }
+            // A dry run unpacked nothing.
+            let identity = staged.map_or((0, 0), |staged| (staged.st_dev, staged.st_ino));
+            self.plan.intent.moves.push(spot, Spot::At(to), identity);
+            self.gone.remove(placement.to());
         }
         Ok(())
+    }
+
+    /// Returns whether an unpacked file has the owner that it gets: that of the file that it
+    /// replaces, or else of the directory. Only root can change the owner.
+    fn has_owner(
+        &mut self,
+        staged: &FileStat,
+        to: &str,
+        replaced: Option<&FileStat>,
+    ) -> Result<bool> {
+        let owner_of = |found: &FileStat| (found.st_uid, found.st_gid);
+        if !self.is_root {
+            return Ok(true);
+        }
+        if let Some(replaced) = replaced {
+            return Ok(owner_of(replaced) == owner_of(staged));
+        }
+        let dir = parent(to);
+        let owner = match &self.last_owner {
+            Some((last, owner)) if last == dir => *owner,
+            _ => {
+                let of = if to.starts_with('/') { to } else { dir };
+                let owner = self.target.owner_of(of)?;
+                self.last_owner = Some((dir.to_string(), owner));
+                owner
+            }
+        };
+        Ok(owner.is_none_or(|owner| owner == owner_of(staged)))
     }
 
     /// Returns whether the place is another name of a database that gets new content. Only that
@@ -182,12 +259,9 @@ impl Planning<'_> {
     }
 
     /// Refuses a file that would become the WAL, index or journal of a database that stays.
-    fn assert_no_companion(&self, placement: &Placement<'_>) -> Result<()> {
-        for owner in COMPANIONS
-            .iter()
-            .filter_map(|suffix| placement.to.strip_suffix(suffix))
-        {
-            let stays = !self.owners.contains(owner);
+    fn assert_no_companion(&self, placement: &Placement) -> Result<()> {
+        for owner in owners(placement.to()) {
+            let stays = !self.owned.contains(owner);
             if let Some(place) = self.target.place(owner)?.filter(|_| stays)
                 && place.starts_with(MAGIC)
             {
@@ -203,8 +277,8 @@ impl Planning<'_> {
 
     /// Returns whether the place holds a sound database that can get the new content through
     /// SQLite.
-    fn is_live(&self, place: &EntryHandle, placement: &Placement<'_>) -> Result<bool> {
-        let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else {
+    fn is_live(&self, place: &EntryHandle, placement: &Placement) -> Result<bool> {
+        let Some(from) = placement.from().filter(|_| placement.is_database()) else {
             return Ok(false);
         };
         // Processes that write to another WAL would not see what SQLite writes to the file, so they
@@ -213,7 +287,7 @@ impl Planning<'_> {
             .target
             .root()
             .map_or(0, |root| same_file::links_outside(root, &place.path()));
-        if self.elsewhere.contains_key(placement.to.as_str()) || links > 0 {
+        if self.elsewhere.contains_key(placement.to()) || links > 0 {
             return Ok(false);
         }
         // Through a WAL that has another name, SQLite would write to an unrelated file.
@@ -227,22 +301,23 @@ impl Planning<'_> {
         let new = if self.conditions.dry_run {
             None
         } else {
-            Some(self.target.existing(from)?.path())
+            Some(self.target.existing(&from)?.path())
         };
         replace::is_possible(&place.path(), new.as_deref(), self.conditions.lock_timeout)
     }
 
-    fn swap(&mut self, placement: &Placement<'_>) {
-        let (live, kept) = (placement.to.clone(), placement.kept_as.clone());
-        self.plan.touched.push(Touched {
-            path: live.clone(),
-            kept: Some(kept.clone()),
+    fn swap(&mut self, placement: &Placement) -> Result<()> {
+        let (live, kept) = (placement.to().to_string(), placement.kept_as());
+        let kept_id = self.kept(placement, "")?.touched;
+        self.plan.touched.push(TouchedRow {
+            path: placement.to_id(),
+            kept: Some(kept_id),
             database: true,
         });
         let undo_dir = self.conditions.undo_dir;
         let (kept, number) = (format!("{undo_dir}/{kept}"), self.plan.intent.swaps.len());
         let pending = format!("{undo_dir}/{PENDING_DIR}/{number}");
-        let new = placement.from.clone().unwrap_or_default();
+        let new = placement.from().unwrap_or_default();
         self.plan.intent.swaps.push(Swapped {
             new,
             live,
@@ -250,47 +325,76 @@ impl Planning<'_> {
             pending,
             digest: None,
         });
+        Ok(())
     }
 
-    fn moved(&self, from: &str, to: String) -> Result<Move> {
-        let found = self
-            .target
-            .place(from)?
-            .map_or(Ok(None), |place| place.stat())?;
-        // A dry run unpacked nothing.
-        let identity = found.map_or((0, 0), |found| (found.st_dev, found.st_ino));
-        Ok(Move {
-            from: from.to_string(),
-            to,
-            identity,
-        })
-    }
-
-    fn move_away(&mut self, placement: &Placement<'_>, suffix: &str, database: bool) -> Result<()> {
-        let path = format!("{}{suffix}", placement.to);
-        if self.gone.contains(&path) || !self.target.is_taken(&path)? {
+    fn move_away(&mut self, placement: &Placement, suffix: &str, database: bool) -> Result<()> {
+        let path = format!("{}{suffix}", placement.to());
+        if self.gone.contains(&path) {
             return Ok(());
         }
-        let kept = format!("{}{suffix}", placement.kept_as);
-        let to = format!("{}/{kept}", self.conditions.undo_dir);
-        self.plan.intent.moves.push(self.moved(&path, to)?);
+        let place = self.target.place(&path)?;
+        let identity = place.as_ref().map_or(Ok(None), identity)?;
+        let Some(identity) = identity else {
+            return Ok(());
+        };
+        let (moves, touched) = (&mut self.plan.intent.moves, &mut self.plan.touched);
+        let (from, path_touched) = match suffix {
+            "" => (placement.to_id(), placement.to_id()),
+            _ => (moves.text(&path)?, touched.text(&path)?),
+        };
+        let kept = self.kept(placement, suffix)?;
+        let moves = &mut self.plan.intent.moves;
+        moves.push(Spot::At(from), Spot::Kept(kept.moved), identity);
         if suffix != SHARED_MEMORY {
-            self.plan.touched.push(Touched {
-                path: path.clone(),
-                kept: Some(kept),
+            self.plan.touched.push(TouchedRow {
+                path: path_touched,
+                kept: Some(kept.touched),
                 database,
             });
         }
-        self.gone.insert(path);
+        if owners(&path).next().is_some() {
+            self.gone.insert(path);
+        }
         Ok(())
+    }
+
+    /// Returns the numbers of the location, below the undo directory, that keeps a part of the
+    /// replaced file.
+    fn kept(&mut self, placement: &Placement, suffix: &str) -> Result<KeptIds> {
+        let kept = placement.kept_as();
+        if suffix.is_empty() && kept == placement.to() {
+            let id = placement.to_id();
+            return Ok(KeptIds {
+                moved: id,
+                touched: id,
+            });
+        }
+        let kept = format!("{kept}{suffix}");
+        Ok(KeptIds {
+            moved: self.plan.intent.moves.text(&kept)?,
+            touched: self.plan.touched.text(&kept)?,
+        })
     }
 }
 
+/// The numbers of one text in the list of moves and in the list of changed files.
+struct KeptIds {
+    moved: TextId,
+    touched: TextId,
+}
+
 impl Plan {
-    fn new() -> Self {
+    fn new(placements: &Placements, conditions: &Conditions<'_>) -> Self {
+        let (source, texts) = (placements.source().to_string(), placements.texts());
+        let undo = format!("{}/", conditions.undo_dir);
         Plan {
-            intent: Intent::default(),
-            touched: Vec::new(),
+            intent: Intent {
+                moves: Moves::between(source, undo, texts.clone()),
+                ..Intent::default()
+            },
+            touched: Touches::after(texts.clone()),
+            undressed: Vec::new(),
             claims: Vec::new(),
         }
     }
@@ -299,7 +403,7 @@ impl Plan {
     fn directories(
         &mut self,
         target: &Target,
-        placements: &Placements<'_>,
+        placements: &Placements,
         conditions: &Conditions<'_>,
     ) -> Result<()> {
         let held = &placements.directories;
@@ -317,7 +421,8 @@ impl Plan {
         }
         // `missing_dirs` looks only at the parents, so any file name serves for a held directory.
         let inside_held: Vec<String> = held.iter().map(|dir| format!("{}/x", dir.at)).collect();
-        let moved = self.intent.moves.iter().map(|change| change.to.as_str());
+        let destinations = self.intent.moves.destinations();
+        let moved = destinations.iter().map(String::as_str);
         let kept = self
             .intent
             .swaps
@@ -347,9 +452,8 @@ impl Plan {
     }
 
     /// Returns whether the plan puts anything into the undo directory.
-    pub fn keeps_in(&self, undo_dir: &str) -> bool {
-        let mut places = self.intent.moves.iter().map(|change| &change.to);
-        !self.intent.swaps.is_empty() || places.any(|to| is_below(to, undo_dir))
+    pub fn keeps_any(&self) -> bool {
+        !self.intent.swaps.is_empty() || self.intent.moves.keep_any()
     }
 
     /// Returns the directories that are created in the project itself, outside the undo
@@ -368,14 +472,14 @@ impl Plan {
 fn assert_replaceable(
     place: &EntryHandle,
     occupant: Option<EntryType>,
-    placement: &Placement<'_>,
+    placement: &Placement,
 ) -> Result<()> {
     match occupant {
         Some(EntryType::Directory) => Err(in_the_way(
             &place.path(),
             "is a directory where the backup has a file",
         )),
-        Some(EntryType::Link) if placement.is_database => Err(in_the_way(
+        Some(EntryType::Link) if placement.is_database() => Err(in_the_way(
             &place.path(),
             "is a symbolic link, and a restore does not follow links; `database.path` can name the \
              database itself",
@@ -398,22 +502,18 @@ fn is_below(location: &str, dir: &str) -> bool {
 /// for one of the new content.
 fn used_elsewhere<'a>(
     target: &Target,
-    placements: &'a Placements<'_>,
+    placements: &'a Placements,
 ) -> Result<BTreeMap<&'a str, Error>> {
     let mut places = Vec::new();
-    for placement in placements
-        .files
-        .iter()
-        .filter(|placement| placement.is_database)
-    {
-        let place = target.place(&placement.to)?;
+    for placement in placements.files().filter(Placement::is_database) {
+        let place = target.place(placement.to())?;
         // A link leads to another database, which has another WAL.
         if let Some(place) = place.filter(|place| {
             place
                 .occupant()
                 .is_ok_and(|found| found != Some(EntryType::Link))
         }) {
-            places.push((placement.to.as_str(), place.path()));
+            places.push((placement.to(), place.path()));
         }
     }
     let paths: Vec<&Path> = places.iter().map(|(_, path)| path.as_path()).collect();
@@ -426,12 +526,7 @@ fn used_elsewhere<'a>(
         );
     }
     // A database that is itself replaced is moved away with its WAL.
-    let is_placed = |other: &str| {
-        placements
-            .files
-            .iter()
-            .any(|placement| placement.to == other)
-    };
+    let is_placed = |other: &str| placements.files().any(|placement| placement.to() == other);
     for (location, path) in &places {
         let others = target
             .root()
@@ -471,8 +566,8 @@ fn parts(is_database: bool) -> &'static [&'static str] {
 
 /// Returns whether the placement concerns a database. A plain file of the backup may have become a
 /// database in the project.
-fn is_database(placement: &Placement<'_>, place: Option<&EntryHandle>) -> bool {
-    placement.is_database || place.is_some_and(|place| place.starts_with(MAGIC))
+fn is_database(placement: &Placement, place: Option<&EntryHandle>) -> bool {
+    placement.is_database() || place.is_some_and(|place| place.starts_with(MAGIC))
 }
 
 /// Keeps other processes out of the databases whose files are replaced or removed.
@@ -483,12 +578,12 @@ fn claims(target: &Target, plan: &Plan) -> Result<Vec<Claim>> {
         .iter()
         .map(|swapped| swapped.live.as_str())
         .collect();
-    let is_moved = |touched: &&Touched| {
-        touched.database && touched.kept.is_some() && !swapped.contains(touched.path.as_str())
+    let is_moved = |(touched, path): &(&TouchedRow, &str)| {
+        touched.database && touched.kept.is_some() && !swapped.contains(path)
     };
-    let moved = plan.touched.iter().filter(is_moved);
+    let moved = plan.touched.rows().filter(is_moved);
     moved
-        .filter_map(|touched| claim(target, &touched.path).transpose())
+        .filter_map(|(_, path)| claim(target, path).transpose())
         .collect()
 }
 

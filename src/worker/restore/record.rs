@@ -1,14 +1,15 @@
 //! The record of a restore, which makes it possible to undo the restore.
 
-use std::{io, path::Path};
+use std::{fmt, io, path::Path, sync::Arc};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-
-use crate::{
-    error::{Error, Result},
-    util::atomic_file,
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, SeqAccess, Visitor},
 };
+
+use super::texts::{MoreTexts, TextId, Texts};
+use crate::{error::Result, util::atomic_file};
 
 pub const RECORD_FILE: &str = "undo.json";
 pub const RECORD_VERSION: u32 = 1;
@@ -24,7 +25,7 @@ pub struct Record {
     /// This is the record of an undo. An undo of an undo counts as a restore again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub undo: bool,
-    pub files: Vec<Touched>,
+    pub files: Touches,
     /// Directories that were created, parents first.
     pub made: Vec<MadeDir>,
     /// Directories that were removed, parents first.
@@ -47,8 +48,104 @@ pub struct Touched {
     pub database: bool,
 }
 
+/// A list of [`Touched`], in little memory.
+#[derive(Debug, Clone, Default)]
+pub struct Touches {
+    texts: MoreTexts,
+    rows: Vec<TouchedRow>,
+}
+
+/// The numbers of the texts of a [`Touched`].
+#[derive(Debug, Clone, Copy)]
+pub struct TouchedRow {
+    pub path: TextId,
+    pub kept: Option<TextId>,
+    pub database: bool,
+}
+
+impl Touches {
+    /// Creates an empty list, whose rows may use these texts.
+    pub fn after(texts: Arc<Texts>) -> Self {
+        Touches {
+            texts: MoreTexts::after(texts),
+            rows: Vec::new(),
+        }
+    }
+
+    pub fn text(&mut self, text: &str) -> Result<TextId> {
+        self.texts.push(text)
+    }
+
+    pub fn push(&mut self, row: TouchedRow) {
+        self.rows.push(row);
+    }
+
+    fn add(&mut self, touched: &Touched) -> Result<()> {
+        let path = self.text(&touched.path)?;
+        let kept = match touched.kept.as_deref() {
+            Some(kept) if kept == touched.path => Some(path),
+            Some(kept) => Some(self.text(kept)?),
+            None => None,
+        };
+        let database = touched.database;
+        self.push(TouchedRow {
+            path,
+            kept,
+            database,
+        });
+        Ok(())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Touched> + '_ {
+        self.rows.iter().map(|row| Touched {
+            path: self.texts.get(row.path).to_string(),
+            kept: row.kept.map(|kept| self.texts.get(kept).to_string()),
+            database: row.database,
+        })
+    }
+
+    /// Returns the rows, and the path of one.
+    pub fn rows(&self) -> impl Iterator<Item = (&TouchedRow, &str)> + '_ {
+        let rows = self.rows.iter();
+        rows.map(|row| (row, self.texts.get(row.path)))
+    }
+
+    /// Returns the texts and the rows that refer to them.
+    pub fn into_parts(self) -> Result<(Arc<Texts>, Vec<TouchedRow>)> {
+        Ok((self.texts.into_shared()?, self.rows))
+    }
+}
+
+impl Serialize for Touches {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Touches {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Rows;
+        impl<'de> Visitor<'de> for Rows {
+            type Value = Touches;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a list of files")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Touches, A::Error> {
+                let mut touches = Touches::default();
+                while let Some(touched) = list.next_element()? {
+                    touches.add(&touched).map_err(A::Error::custom)?;
+                }
+                Ok(touches)
+            }
+        }
+        deserializer.deserialize_seq(Rows)
+    }
+}
+
 impl Record {
-    pub fn new(of: String, files: Vec<Touched>) -> Self {
+    pub fn new(of: String, files: Touches) -> Self {
         let (at, version) = (Timestamp::now(), RECORD_VERSION);
         Record {
             version,
@@ -64,9 +161,9 @@ impl Record {
 
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(RECORD_FILE);
-        let json = serde_json::to_vec_pretty(self)
-            .map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
-        atomic_file::write_orders(&path, &json)
+        atomic_file::write_orders(&path, |out| {
+            serde_json::to_writer_pretty(out, self).map_err(io::Error::from)
+        })
     }
 }
 

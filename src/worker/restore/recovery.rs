@@ -40,14 +40,14 @@ pub fn recover(
     root: &Path,
     lock_timeout: Duration,
 ) -> Result<Option<Recovered>> {
-    let Some(intent) = journal::read(root)? else {
+    let Some(mut intent) = journal::read(root)? else {
         return Ok(None);
     };
     target.allow(intent.outside.clone());
     let recovered = if intent.decided {
-        complete(target, root, &intent, lock_timeout)
+        complete(target, root, &mut intent, lock_timeout)
     } else {
-        roll_back(target, root, &intent).map(|()| Recovered {
+        roll_back(target, root, &mut intent).map(|()| Recovered {
             completed: false,
             warnings: Vec::new(),
         })
@@ -159,7 +159,7 @@ fn assert_as_decided(target: &Target, intent: &Intent, swapped: &Swapped) -> Res
 fn complete(
     target: &Target,
     root: &Path,
-    intent: &Intent,
+    intent: &mut Intent,
     lock_timeout: Duration,
 ) -> Result<Recovered> {
     let lefts = intent
@@ -248,7 +248,10 @@ mod tests {
     use crate::{
         project::STATE_DIR,
         sqlite::replace::Swap,
-        worker::restore::{record::Record, transaction::carry_out},
+        worker::restore::{
+            record::{Record, Touches},
+            transaction::carry_out,
+        },
     };
 
     /// Creates a database with one row that identifies it.
@@ -294,7 +297,10 @@ mod tests {
             pending: format!("{UNDO}/.kg-pending/{name}"),
             digest: None,
         };
-        let undo = Some((UNDO.to_string(), Record::new("backup-1".into(), Vec::new())));
+        let undo = Some((
+            UNDO.to_string(),
+            Record::new("backup-1".into(), Touches::default()),
+        ));
         let intent = Intent {
             swaps: vec![swapped("a"), swapped("b")],
             undo,

@@ -22,7 +22,7 @@ use crate::{
 pub fn take_back(
     target: &Target,
     root: &Path,
-    intent: &Intent,
+    intent: &mut Intent,
     committed: usize,
     lock_timeout: Duration,
 ) -> Result<()> {
@@ -47,17 +47,12 @@ pub fn take_back(
 }
 
 /// Rolls back renames and new directories. May be repeated.
-pub fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
+pub fn roll_back(target: &Target, root: &Path, intent: &mut Intent) -> Result<()> {
     if intent.decided {
+        intent.decided = false;
         // A full disk may prevent this write. It only matters if a kill happens between the last
         // removal and the end of the journal.
-        let _ = journal::write(
-            root,
-            &Intent {
-                decided: false,
-                ..intent.clone()
-            },
-        );
+        let _ = journal::write(root, intent);
     }
     open_dirs(target, intent)?;
     for number in (0..intent.moves.len()).rev() {
@@ -76,13 +71,15 @@ pub fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
         }
     }
     close_dirs(target, intent)?;
-    target.sync(intent.moves.iter().map(|change| change.from.as_str()))?;
+    target.sync(intent.moves.sources().iter().map(String::as_str))?;
     journal::end(root)
 }
 
 fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
-    let Move { from, to, identity } = &intent.moves[number];
-    let Some(now) = target.place(to)? else {
+    let Some(Move { from, to, identity }) = intent.moves.get(number) else {
+        return Ok(());
+    };
+    let Some(now) = target.place(&to)? else {
         return Ok(());
     };
     let copy = now.beside(intent.copy_name(number));
@@ -91,14 +88,13 @@ fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
         // The move was not made yet, or was already rolled back.
         return Ok(());
     };
-    let is_renamed = ({ found.st_dev }, { found.st_ino }) == *identity;
-    let was = target.place(from)?;
+    let is_renamed = ({ found.st_dev }, { found.st_ino }) == identity;
+    let was = target.place(&from)?;
     let original = was.as_ref().map_or(Ok(None), EntryHandle::stat)?;
-    let is_at_home =
-        original.is_some_and(|found| ({ found.st_dev }, { found.st_ino }) == *identity);
+    let is_at_home = original.is_some_and(|found| ({ found.st_dev }, { found.st_ino }) == identity);
     // A copy from another file system has a different identity. It counts as the copy if its place
     // was empty before or the previous occupant was moved away.
-    let is_copied = found.st_dev != identity.0 && is_vacated(target, intent, number)?;
+    let is_copied = found.st_dev != identity.0 && is_vacated(target, intent, number, &to)?;
     match (was, original) {
         // The file was copied, and the original was not removed.
         (_, Some(_)) if is_at_home && is_copied => now.remove_file(),
@@ -106,22 +102,19 @@ fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
         // the moved file stays where it is kept.
         (_, Some(_)) => Ok(()),
         (Some(was), None) if is_renamed || is_copied => {
-            move_file(&now, &was, &intent.copy_name(number))
+            move_file(&now, &was, || intent.copy_name(number))
         }
         // The staging directory is gone, but the archive still contains the file.
-        (None, None) if (is_renamed || is_copied) && intent.is_staged(from) => now.remove_file(),
+        (None, None) if (is_renamed || is_copied) && intent.is_staged(&from) => now.remove_file(),
         _ => Ok(()),
     }
 }
 
 /// Returns whether the previous occupant of the destination of this move was moved away, or whether
 /// there was none.
-fn is_vacated(target: &Target, intent: &Intent, number: usize) -> Result<bool> {
-    let to = &intent.moves[number].to;
-    match intent.moves[..number]
-        .iter()
-        .find(|earlier| earlier.from == *to)
-    {
+fn is_vacated(target: &Target, intent: &Intent, number: usize, to: &str) -> Result<bool> {
+    let mut before = intent.moves.iter().take(number);
+    match before.find(|earlier| earlier.from == to) {
         Some(earlier) => target.is_taken(&earlier.to),
         None => Ok(true),
     }

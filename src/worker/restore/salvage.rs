@@ -82,7 +82,7 @@ pub fn salvage(
         .to_string_lossy();
     let from = format!("{STATE_DIR}/{staged_in}/{NEW_DATABASE}");
     let kept = target.absolute(&format!("{undo_dir}/{}", placement::kept_as(&location)));
-    let placements = placement::of_database(from, location);
+    let placements = placement::of_database(&from, &location)?;
     let conditions = Conditions {
         undo_dir: &undo_dir,
         force: false,

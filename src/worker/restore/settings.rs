@@ -11,13 +11,12 @@ use crate::{
 /// that says that the previous settings could not be read.
 pub(super) fn changed_settings(
     target: &Target,
-    placements: &Placements<'_>,
+    placements: &Placements,
 ) -> Result<Option<Warning>> {
     let config = format!("{STATE_DIR}/{CONFIG_FILE}");
     let Some(placement) = placements
-        .files
-        .iter()
-        .find(|placement| placement.to == config)
+        .files()
+        .find(|placement| placement.to() == config)
     else {
         return Ok(None);
     };
@@ -27,10 +26,10 @@ pub(super) fn changed_settings(
             &mut |_| {},
         ))
     };
-    let (true, Some(from)) = (target.is_taken(&config)?, &placement.from) else {
+    let (true, Some(from)) = (target.is_taken(&config)?, placement.from()) else {
         return Ok(None);
     };
-    let (before, after) = (read(&config)?, read(from)?);
+    let (before, after) = (read(&config)?, read(&from)?);
     let warn = |message| {
         Ok(Some(Warning::about(
             WarningCode::SettingsChanged,

@@ -5,6 +5,7 @@
 //! project.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     ffi::OsStr,
     io,
@@ -35,6 +36,11 @@ pub struct Target {
     /// The path, relative to the root, and the handle of the directory in `.kg` that a backup was
     /// unpacked into.
     staging: Option<(PathBuf, OpenDirs)>,
+    /// The location of the directory used last, and the directory. Most locations follow another
+    /// one of their directory.
+    last: RefCell<Option<(String, DirHandle)>>,
+    /// The location of the missing directory looked for last, while no directory is made.
+    missing: RefCell<Option<String>>,
 }
 
 impl Target {
@@ -51,6 +57,8 @@ impl Target {
             path: path.to_path_buf(),
             outside: None,
             staging: None,
+            last: RefCell::default(),
+            missing: RefCell::default(),
         })
     }
 
@@ -58,7 +66,9 @@ impl Target {
     pub fn while_no_directory_is_made<T>(&self, work: impl FnOnce() -> T) -> T {
         let dirs = || [&self.root, &self.state].into_iter().flatten();
         dirs().for_each(OpenDirs::begin_remembering);
+        self.missing.replace(Some(String::new()));
         let done = work();
+        self.missing.take();
         dirs().for_each(OpenDirs::end_remembering);
         done
     }
@@ -74,6 +84,8 @@ impl Target {
                 .staging
                 .as_ref()
                 .map(|(path, dir)| (path.clone(), dir.share())),
+            last: RefCell::default(),
+            missing: RefCell::default(),
         }
     }
 
@@ -103,6 +115,7 @@ impl Target {
             ));
         }
         let path = dir.held_path();
+        self.last.take();
         self.staging = Some((Path::new(STATE_DIR).join(name), OpenDirs::new(dir)));
         Ok(path)
     }
@@ -118,6 +131,35 @@ impl Target {
 
     /// Returns the entry at a location; `None` if a directory on the way does not exist.
     pub fn place(&self, location: &str) -> Result<Option<EntryHandle>> {
+        let Some((dir, name)) = location.rsplit_once('/').filter(|(_, name)| is_plain(name)) else {
+            return self.find(location);
+        };
+        if let Some((last, handle)) = &*self.last.borrow()
+            && last == dir
+        {
+            return Ok(Some(handle.name(name)));
+        }
+        let mut missing = self.missing.borrow_mut();
+        if missing.as_ref().is_some_and(|missing| missing == dir) {
+            return Ok(None);
+        }
+        let found = self.find(location)?;
+        match &found {
+            _ if location.starts_with('/') => {}
+            Some(found) => {
+                self.last
+                    .replace(Some((dir.to_string(), found.dir().clone())));
+            }
+            None => {
+                if let Some(missing) = missing.as_mut() {
+                    *missing = dir.to_string();
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn find(&self, location: &str) -> Result<Option<EntryHandle>> {
         let path = names::decode(location)
             .ok_or_else(|| not_ours(location, "is not written as a path"))?;
         if path.is_absolute() {
@@ -229,6 +271,12 @@ impl Target {
         self.staging.as_ref().map(|(_, dir)| dir.top())
     }
 
+    /// Returns the unpacked file of that number, once [`Target::hold`] has opened the staging
+    /// directory.
+    pub fn unpacked(&self, number: Option<u32>) -> Option<EntryHandle> {
+        Some(self.staging()?.name(number?.to_string()))
+    }
+
     fn place_outside(&self, path: &Path) -> Result<Option<EntryHandle>> {
         let names_it = |outside: &Path| {
             path == outside
@@ -288,6 +336,18 @@ impl Target {
             "Restore as the owner of the project",
         ))
     }
+}
+
+/// Returns whether a name is written as it is and leads to no other directory, so that it may
+/// follow any valid location of a directory.
+fn is_plain(name: &str) -> bool {
+    const MOST_BYTES: usize = 64;
+    let bytes = name.as_bytes();
+    let is_odd = |byte: &u8| matches!(byte, b'%' | b'\\' | b':' | 0);
+    !bytes.is_empty()
+        && bytes.len() <= MOST_BYTES
+        && !matches!(name, "." | "..")
+        && !bytes.iter().any(is_odd)
 }
 
 /// Returns the location of the directory that contains `location`; empty for the root.

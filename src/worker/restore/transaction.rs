@@ -40,7 +40,7 @@ pub fn carry_out(
             Error { remedy, ..error }
         }),
         Err(error) => Err(
-            match take_back(target, root, &intent, committed, lock_timeout) {
+            match take_back(target, root, &mut intent, committed, lock_timeout) {
                 Ok(()) => error,
                 Err(second) => Error {
                     message: format!(
@@ -68,15 +68,17 @@ fn make_moves(target: &Target, intent: &Intent) -> Result<()> {
         made.map_err(|cause| Error::io("create", &place.path(), cause))?;
         owner.map_or(Ok(()), |owner| place.give_to(owner))?;
     }
-    for (number, change) in intent.moves.iter().enumerate() {
-        let (from, to) = (target.existing(&change.from)?, target.existing(&change.to)?);
-        move_file(&from, &to, &intent.copy_name(number))?;
+    let (mut from, mut to) = (String::new(), String::new());
+    for number in 0..intent.moves.len() {
+        intent.moves.write_paths(number, &mut from, &mut to);
+        let unpacked = target.unpacked(intent.moves.number_of(number));
+        let old = unpacked.map_or_else(|| target.existing(&from), Ok)?;
+        let new = target.existing(&to)?;
+        move_file(&old, &new, || intent.copy_name(number))?;
     }
-    let renamed = intent
-        .moves
-        .iter()
-        .flat_map(|change| [change.from.as_str(), change.to.as_str()]);
-    target.sync(renamed.chain(intent.made.iter().map(|dir| dir.at.as_str())))
+    let renamed = [intent.moves.sources(), intent.moves.destinations()].concat();
+    let made = intent.made.iter().map(|dir| dir.at.as_str());
+    target.sync(renamed.iter().map(String::as_str).chain(made))
 }
 
 fn make_swaps(
@@ -92,7 +94,14 @@ fn make_swaps(
         for (swapped, digest) in intent.swaps.iter_mut().zip(digests) {
             swapped.digest = Some(digest);
         }
-        journal::write(root, intent)
+        if !swaps.is_empty() {
+            return journal::write(root, intent);
+        }
+        // Without databases to commit, recovery only completes the rest, and moves nothing.
+        let moves = std::mem::take(&mut intent.moves);
+        let written = journal::write(root, intent);
+        intent.moves = moves;
+        written
     };
     if swaps.is_empty() {
         return decide(Vec::new());

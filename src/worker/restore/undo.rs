@@ -7,9 +7,11 @@ use std::{fs, io, path::Path};
 
 use jiff::{SignedDuration, Timestamp, civil::DateTime, tz::TimeZone};
 
-use super::record::{RECORD_FILE, RECORD_VERSION, Record};
+use super::{
+    journal::MAX_JOURNAL_BYTES,
+    record::{RECORD_FILE, RECORD_VERSION, Record},
+};
 use crate::{
-    archive::reader::MAX_TEXT_BYTES,
     error::{Code, Error, Result},
     project::{STATE_DIR, UNDO_DIR},
     util::{dir_handle::not_a_directory, regular_file},
@@ -54,10 +56,17 @@ pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
             .join(RECORD_FILE);
         // A directory without a record belongs to a restore that was rolled back, or a user has
         // removed part of it.
-        let Some(json) = regular_file::read_orders(&path, MAX_TEXT_BYTES)? else {
+        let Some(json) = regular_file::open_orders(&path, MAX_JOURNAL_BYTES)? else {
             continue;
         };
-        let record: Result<Record, _> = serde_json::from_slice(&json);
+        let record: Result<Record, _> = serde_json::from_reader(json);
+        if let Some(kind) = record
+            .as_ref()
+            .err()
+            .and_then(serde_json::Error::io_error_kind)
+        {
+            return Err(Error::io("read", &path, kind.into()));
+        }
         return match record {
             Ok(record) if earlier && record.undo => continue,
             Ok(record) if record.version == RECORD_VERSION => {
