@@ -5,15 +5,25 @@
 //! files. No entry is written unless there is enough room for it, with a reserve for other
 //! processes.
 
-use std::{collections::HashSet, fs::File, io::Write, path::Path};
+use std::{
+    collections::HashSet,
+    fs::{File, Permissions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
 
+use jiff::Timestamp;
 use nix::sys::statvfs::statvfs;
 
 use super::{
-    errors::checksum_mismatch, file_record::Owner, manifest::Manifest, reader::Unpack,
-    sparse::SparseFile,
+    errors::checksum_mismatch, file_record::Owner, look_ahead::Hints, manifest::Manifest,
+    reader::Unpack, sparse::SparseFile,
 };
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    util::sync_many::EarlySync,
+};
 
 /// The reserve that stays free: 1/64 of the file system, but at most this number of bytes.
 const MAX_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
@@ -31,8 +41,11 @@ pub struct Unpacking<'a> {
     /// The bytes that the following entries may have according to the sidecar; `None` if it does
     /// not say.
     expected_bytes: Option<u64>,
-    current: Option<SparseFile>,
-    owners: Vec<Owner>,
+    /// The file that is written, and the time of its last change.
+    current: Option<(SparseFile, Option<Timestamp>)>,
+    hints: Option<Hints>,
+    early_sync: Option<EarlySync<'a>>,
+    owners: Option<Vec<Owner>>,
     /// The bytes that may still be written before the free space is looked up again.
     room_bytes: u64,
 }
@@ -51,14 +64,48 @@ impl<'a> Unpacking<'a> {
             // An entry of changed pages is smaller than its file.
             expected_bytes: beside.map(|manifest| manifest.stats.total_size),
             current: None,
-            owners: Vec::new(),
+            hints: None,
+            early_sync: None,
+            owners: Some(Vec::new()),
             room_bytes: 0,
+        }
+    }
+
+    /// Returns the same unpacker, which gives files the attributes that it is told. They are not
+    /// verified yet: the worker looks at them once the archive is.
+    pub fn with_hints(self, hints: Option<Hints>) -> Self {
+        Unpacking { hints, ..self }
+    }
+
+    /// Returns the same unpacker, which has files synced while it writes others.
+    pub fn with_early_sync(self, early_sync: Option<EarlySync<'a>>) -> Self {
+        Unpacking { early_sync, ..self }
+    }
+
+    /// Ends the file that was written last.
+    fn end_file(&mut self) {
+        if let Some((file, Some(modified))) = self.current.take() {
+            file.set_modified(modified);
+        }
+    }
+
+    /// Ends the work. Fails if a file could not be synced.
+    pub fn end(&mut self) -> Result<()> {
+        self.end_file();
+        self.early_sync.take().map_or(Ok(()), EarlySync::end)
+    }
+
+    /// Returns the same unpacker, which does not note the owners of entries.
+    pub fn without_owners(self) -> Self {
+        Unpacking {
+            owners: None,
+            ..self
         }
     }
 
     /// Returns the owners of all entries, in their order.
     pub fn into_owners(self) -> Vec<Owner> {
-        self.owners
+        self.owners.unwrap_or_default()
     }
 }
 
@@ -69,6 +116,7 @@ impl Unpack for Unpacking<'_> {
         name: &str,
         size_bytes: u64,
     ) -> Result<Option<&mut dyn Write>> {
+        self.end_file();
         if let Some(expected) = &mut self.expected_bytes {
             *expected = expected.checked_sub(size_bytes).ok_or_else(|| {
                 checksum_mismatch(format_args!(
@@ -87,19 +135,90 @@ impl Unpack for Unpacking<'_> {
             self.room_bytes = room(dir, name, size_bytes)?;
         }
         self.room_bytes = self.room_bytes.saturating_sub(size_bytes);
+        if let Some(early_sync) = &mut self.early_sync {
+            early_sync.wrote(size_bytes);
+        }
         let path = dir.join(number.to_string());
-        let file = File::create_new(&path).and_then(|file| SparseFile::new(file, size_bytes));
+        let hint = self.hints.as_mut().and_then(|hints| hints.of_entry(number));
+        let file = create(&path, hint.map(|hint| hint.mode));
+        let file = file.and_then(|file| SparseFile::new(file, size_bytes));
         let file = file.map_err(|cause| Error::io("write", &path, cause))?;
-        Ok(Some(self.current.insert(file)))
+        let modified = hint.map(|hint| hint.modified);
+        let (file, _) = self.current.insert((file, modified));
+        Ok(Some(file))
     }
 
     fn owner(&mut self, owner: Owner) {
-        self.owners.push(owner);
+        if let Some(owners) = &mut self.owners {
+            owners.push(owner);
+        }
     }
 
     fn wants_whole(&self) -> bool {
         true
     }
+}
+
+/// A file that is written as long as there is enough room for it.
+pub struct FileWithRoom<'a> {
+    file: File,
+    dir: &'a Path,
+    name: &'a str,
+    room_bytes: u64,
+    failed: Option<Error>,
+}
+
+impl<'a> FileWithRoom<'a> {
+    /// Creates the file `name` in `dir`.
+    pub fn create(dir: &'a Path, name: &'a str) -> io::Result<Self> {
+        Ok(FileWithRoom {
+            file: File::create(dir.join(name))?,
+            dir,
+            name,
+            room_bytes: 0,
+            failed: None,
+        })
+    }
+
+    /// Returns the error of the file system if there was not enough room.
+    pub fn failed(self) -> Option<Error> {
+        self.failed
+    }
+}
+
+impl Write for FileWithRoom<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let size_bytes = bytes.len() as u64;
+        if size_bytes > self.room_bytes {
+            let room = room(self.dir, self.name, size_bytes);
+            self.room_bytes = room.map_err(|error| {
+                self.failed = Some(error);
+                io::Error::from(io::ErrorKind::StorageFull)
+            })?;
+        }
+        let written = self.file.write(bytes)?;
+        self.room_bytes = self.room_bytes.saturating_sub(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Creates a file that this user can read and write, with these permissions if possible.
+fn create(path: &Path, mode: Option<u32>) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    let Some(mode) = mode.map(|mode| mode & 0o777 | 0o600) else {
+        return options.open(path);
+    };
+    let file = options.mode(mode).open(path)?;
+    // The umask may have removed permissions.
+    if file.metadata()?.mode() & 0o7777 != mode {
+        let _ = file.set_permissions(Permissions::from_mode(mode));
+    }
+    Ok(file)
 }
 
 /// Returns how many bytes may be written before the next look at the free space. `KG_NO_SPACE` if

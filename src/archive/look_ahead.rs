@@ -8,37 +8,108 @@ use std::{
     io::{Read, Seek, SeekFrom},
     os::unix::fs::FileExt,
     path::Path,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    vec,
 };
 
 use flate2::read::MultiGzDecoder;
+use jiff::Timestamp;
 
 use super::{
-    file_list::{FILE_LIST_ENTRY, FileList, ListParser},
+    file_list::{FILE_LIST_ENTRY, FileList, ListParser, RecordParser},
     first_format,
     manifest::Manifest,
     seal::Container,
     tar_entries::{Entries, TarItem},
 };
-use crate::util::regular_file;
+use crate::util::{regular_file, threads};
 
 const READ_BYTES: usize = 128 * 1024;
+/// How many pieces of the list a thread reads ahead.
+const PIECES_AHEAD: usize = 4;
 
 /// Returns the list of an archive. `json` is the text of its sidecar, and `beside` the manifest in
 /// it. `None` if the sidecar does not tell where the list is, or if there is none.
 pub fn file_list(archive: &Path, json: &[u8], beside: &Manifest) -> Option<FileList> {
-    if beside.encrypted {
-        return None;
-    }
     if let Some(files) = first_format::file_list(json, beside) {
-        return Some(files);
+        return (!beside.encrypted).then_some(files);
     }
+    let (mut list, from) = (ListParser::default(), open(archive, beside)?);
+    read_list(from, |bytes| {
+        list.push(bytes);
+        true
+    })?;
+    list.finish().ok()
+}
+
+/// Opens an archive where its list of files begins.
+fn open(archive: &Path, beside: &Manifest) -> Option<Box<dyn Read + Send>> {
     let offset = beside.archive.as_ref()?.list_offset?;
     let file = regular_file::open_linked(archive).ok()?;
-    read_list(decompressed(file, offset)?)
+    decompressed(file, offset).filter(|_| !beside.encrypted)
+}
+
+/// The attributes that a list has for an entry.
+#[derive(Debug, Clone, Copy)]
+pub struct Hint {
+    /// Permission bits.
+    pub mode: u32,
+    pub modified: Timestamp,
+}
+
+/// Tells the attributes of the entries in their order, while another thread reads the list.
+pub struct Hints {
+    received: Receiver<Vec<Hint>>,
+    piece: vec::IntoIter<Hint>,
+    /// The number of the next entry.
+    next: usize,
+}
+
+impl Hints {
+    /// Starts to read the list of an archive. `None` if the sidecar does not tell where the list
+    /// is, or if the system refuses a thread.
+    pub fn of(archive: &Path, beside: Option<&Manifest>) -> Option<Hints> {
+        let from = open(archive, beside?)?;
+        let (sender, received) = sync_channel(PIECES_AHEAD);
+        threads::start("kg-hints", move || send_hints(from, &sender)).ok()?;
+        Some(Hints {
+            received,
+            piece: Vec::new().into_iter(),
+            next: 0,
+        })
+    }
+
+    /// Returns the attributes of that entry, which must come after the ones asked for before.
+    pub fn of_entry(&mut self, number: usize) -> Option<Hint> {
+        loop {
+            let Some(hint) = self.piece.next() else {
+                self.piece = self.received.recv().ok()?.into_iter();
+                continue;
+            };
+            self.next += 1;
+            if self.next > number {
+                return Some(hint);
+            }
+        }
+    }
+}
+
+fn send_hints(from: impl Read, sender: &SyncSender<Vec<Hint>>) -> Option<()> {
+    let mut list = RecordParser::default();
+    let mut hints = Vec::new();
+    read_list(from, |bytes| {
+        list.push(bytes, |record| {
+            hints.extend(record.entry_size().map(|_| Hint {
+                mode: record.mode,
+                modified: record.mtime,
+            }));
+        });
+        sender.send(std::mem::take(&mut hints)).is_ok()
+    })
 }
 
 /// Decompresses a file from the block at `offset` on.
-fn decompressed(mut file: File, offset: u64) -> Option<Box<dyn Read>> {
+fn decompressed(mut file: File, offset: u64) -> Option<Box<dyn Read + Send>> {
     let mut start = [0; 4];
     file.read_exact_at(&mut start, offset).ok()?;
     file.seek(SeekFrom::Start(offset)).ok()?;
@@ -49,17 +120,19 @@ fn decompressed(mut file: File, offset: u64) -> Option<Box<dyn Read>> {
     })
 }
 
-fn read_list(tar: impl Read) -> Option<FileList> {
+/// Passes on the text of the list, until `each` returns `false`.
+fn read_list(tar: impl Read, mut each: impl FnMut(&[u8]) -> bool) -> Option<()> {
     let mut tar = tar::Archive::new(tar);
     let (item, mut content) = Entries::new(&mut tar).ok()?.next().ok()??;
     if !matches!(item, TarItem::Entry(head) if head.name == FILE_LIST_ENTRY) {
         return None;
     }
-    let (mut list, mut buffer) = (ListParser::default(), vec![0; READ_BYTES]);
+    let mut buffer = vec![0; READ_BYTES];
     loop {
         match content.read(&mut buffer).ok()? {
-            0 => return list.finish().ok(),
-            read => list.push(&buffer[..read]),
+            0 => return Some(()),
+            read if each(&buffer[..read]) => {}
+            _ => return None,
         }
     }
 }

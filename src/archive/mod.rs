@@ -38,6 +38,7 @@ pub mod report;
 pub mod reuse;
 pub mod seal;
 pub mod sparse;
+mod tally;
 mod tar_entries;
 mod verify;
 pub mod writer;

@@ -28,6 +28,7 @@ use super::{
     manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest},
     report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry, Report},
     seal::SealedFile,
+    tally::{Tallied, Tally},
     tar_entries::{Entries, Head, TarItem},
     verify::{self, ChecksumsCheck},
 };
@@ -44,7 +45,7 @@ use crate::{
 /// Maximum number of entries: the records of a list, and the entries that describe them.
 const MAX_ENTRIES: usize = MAX_RECORDS + 3;
 /// Maximum total length of all names and link targets in an archive.
-const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
+const MAX_NAMES_BYTES: usize = 128 * 1024 * 1024;
 /// Maximum length of a manifest. Manifests of the first format list all files.
 pub const MAX_TEXT_BYTES: u64 = 256 * 1024 * 1024;
 const COPY_BYTES: usize = 128 * 1024;
@@ -87,7 +88,8 @@ impl Unpack for Discard {
 
 /// Reads the archive at `path`. `beside` is the text of the sidecar, if there is one.
 ///
-/// The report lists damage. The function fails if the file cannot be read, `keys` do not open it,
+/// The report lists damage. It holds a description of each entry and the list of files, so it takes
+/// memory for each file. The function fails if the file cannot be read, `keys` do not open it,
 /// or its format is newer (`KG_FORMAT_NEWER`). It also fails if `unpack` cannot store an entry or
 /// the operation is cancelled.
 pub fn read_archive(
@@ -98,6 +100,37 @@ pub fn read_archive(
     context: &OperationContext,
     phase: Phase,
 ) -> Result<Report> {
+    let (report, _) = read_and_check(path, keys, beside, unpack, None, context, phase)?;
+    Ok(report)
+}
+
+/// Works like [`read_archive`], for a full archive, in little memory. It writes the list of files
+/// to `list`. Returns `None` if the archive is not a full one or has a problem. Then
+/// [`read_archive`] can say what the problem is.
+pub fn read_full_archive(
+    path: &Path,
+    keys: &Keys,
+    beside: Option<&[u8]>,
+    unpack: &mut dyn Unpack,
+    list: &mut dyn Write,
+    context: &OperationContext,
+    phase: Phase,
+) -> Result<Option<(Manifest, Tallied)>> {
+    let tally = Some(Tally::new(list));
+    let (report, tallied) = read_and_check(path, keys, beside, unpack, tally, context, phase)?;
+    let is_intact = report.problems.is_empty();
+    Ok(report.manifest.zip(tallied).filter(|_| is_intact))
+}
+
+fn read_and_check(
+    path: &Path,
+    keys: &Keys,
+    beside: Option<&[u8]>,
+    unpack: &mut dyn Unpack,
+    mut tally: Option<Tally<'_>>,
+    context: &OperationContext,
+    phase: Phase,
+) -> Result<(Report, Option<Tallied>)> {
     let failed = |cause| unreadable(path, cause);
     let file = regular_file::open_linked(path).map_err(failed)?;
     let file = match SealedFile::open(file, keys) {
@@ -109,7 +142,10 @@ pub fn read_archive(
                 ..error
             });
         }
-        Err(closed) => return closed_archive(path, closed, beside, context),
+        Err(closed) => {
+            let report = closed_archive(path, closed, beside, context)?;
+            return Ok((report, None));
+        }
     };
     let size_bytes = file.size_bytes();
     let progress = ByteProgress::new(context, phase, size_bytes);
@@ -117,7 +153,15 @@ pub fn read_archive(
     let is_damaged = decoder.is_damaged();
     let mut contents = Contents::default();
     let mut tar = tar::Archive::new(decoder);
-    read_entries(&mut tar, unpack, &progress, &is_damaged, &mut contents)?;
+    let tally_of_entries = tally.as_mut();
+    read_entries(
+        &mut tar,
+        unpack,
+        tally_of_entries,
+        &progress,
+        &is_damaged,
+        &mut contents,
+    )?;
     let mut decoder = tar.into_inner();
     read_rest(&mut decoder, &mut contents);
     let facts = decoder.finish(|| progress.report())?;
@@ -125,10 +169,10 @@ pub fn read_archive(
     let manifest = parse_manifest(path, facts.sealed, &mut contents)?;
     verify::damages(decoder.damages(), &mut contents);
     verify::seal(&facts, &mut contents);
-    let files = manifest.as_ref().map_or_else(
-        || Ok(FileList::default()),
-        |manifest| read_list(manifest, &mut contents),
-    );
+    let files = match &manifest {
+        Some(manifest) if tally.is_none() => read_list(manifest, &mut contents),
+        _ => Ok(FileList::default()),
+    };
     let (files, problem) = match files {
         Ok(files) => (files, None),
         Err(problem) => (FileList::default(), Some(problem)),
@@ -136,17 +180,21 @@ pub fn read_archive(
     verify::beside(&facts, manifest.as_ref(), &files, beside, &mut contents);
     verify::name(path, &facts, &mut contents);
     contents.problems.extend(problem);
-    if let Some(manifest) = &manifest {
+    let is_tallied = tally.is_some();
+    let tallied = tally.zip(manifest.as_ref());
+    let tallied = tallied.and_then(|(tally, manifest)| tally.finish(manifest));
+    if let Some(manifest) = manifest.as_ref().filter(|_| !is_tallied) {
         verify::entries(manifest, &files, &mut contents);
     }
-    Ok(Report {
+    let report = Report {
         manifest,
         files,
         problems: contents.problems,
         size_bytes: facts.size_bytes,
         sha256: hex(&facts.sha256),
         encrypted: facts.encrypted,
-    })
+    };
+    Ok((report, tallied))
 }
 
 /// Parses the manifest. A missing or invalid one is a problem of the archive. Fails with
@@ -264,6 +312,7 @@ impl Stop {
 fn read_entries(
     tar: &mut tar::Archive<Decoder>,
     unpack: &mut dyn Unpack,
+    tally: Option<&mut Tally<'_>>,
     progress: &ByteProgress,
     is_damaged: &AtomicBool,
     contents: &mut Contents,
@@ -273,6 +322,7 @@ fn read_entries(
     let mut reading = EntryReader {
         stops_at_damage: unpack.wants_whole(),
         unpack,
+        tally,
         progress,
         is_damaged,
         contents,
@@ -300,26 +350,37 @@ fn read_entries(
 }
 
 /// An entry that describes others.
-enum Text<'a> {
+enum Text<'a, 'b> {
+    /// Only its digest counts.
+    Nothing,
+    Tallied(&'a mut Tally<'b>),
     List(&'a mut ListParser),
     Manifest(&'a mut Vec<u8>),
     /// The checksums, and the entries before them.
     Checksums(&'a mut ChecksumsCheck, &'a [ReadEntry]),
 }
 
-impl Text<'_> {
-    fn push(&mut self, bytes: &[u8]) {
+impl Text<'_, '_> {
+    fn push(&mut self, bytes: &[u8]) -> Result<()> {
         match self {
+            Text::Nothing => {}
+            Text::Tallied(tally) => {
+                let written = tally.list(bytes);
+                written.map_err(|cause| Error::io("write", FILE_LIST_ENTRY.as_ref(), cause))?;
+            }
             Text::List(list) => list.push(bytes),
             Text::Manifest(manifest) => manifest.extend_from_slice(bytes),
             Text::Checksums(check, entries) => check.push(bytes, entries),
         }
+        Ok(())
     }
 }
 
 /// Passes entries on, and collects what is checked at the end of the archive.
-struct EntryReader<'a> {
+struct EntryReader<'a, 'b> {
     unpack: &'a mut dyn Unpack,
+    /// Takes the place of the descriptions of all entries.
+    tally: Option<&'a mut Tally<'b>>,
     stops_at_damage: bool,
     progress: &'a ByteProgress,
     is_damaged: &'a AtomicBool,
@@ -328,19 +389,30 @@ struct EntryReader<'a> {
     names_bytes: usize,
 }
 
-impl EntryReader<'_> {
+impl EntryReader<'_, '_> {
     /// Reads one entry. Returns why reading has to stop, if it has to.
-    fn read(&mut self, number: usize, head: Head, mut content: impl Read) -> Result<Option<Stop>> {
+    fn read(
+        &mut self,
+        number: usize,
+        mut head: Head,
+        mut content: impl Read,
+    ) -> Result<Option<Stop>> {
+        head.name.shrink_to_fit();
+        head.link.shrink_to_fit();
         self.names_bytes += head.name.len() + head.link.len();
         if self.names_bytes > MAX_NAMES_BYTES {
             return Ok(Some(Stop::NamesTooLong));
         }
         let (stops_at_damage, is_damaged) = (self.stops_at_damage, self.is_damaged);
         let must_stop = || stops_at_damage && is_damaged.load(Ordering::Relaxed);
-        let mut text = match head.name.as_str() {
-            FILE_LIST_ENTRY => Some(Text::List(self.contents.list.insert(Default::default()))),
-            MANIFEST_ENTRY => Some(Text::Manifest(self.contents.manifest.insert(Vec::new()))),
-            CHECKSUMS_ENTRY => Some(Text::Checksums(
+        let mut text = match (head.name.as_str(), &mut self.tally) {
+            (FILE_LIST_ENTRY, Some(tally)) => Some(Text::Tallied(tally)),
+            (CHECKSUMS_ENTRY, Some(_)) => Some(Text::Nothing),
+            (FILE_LIST_ENTRY, None) => {
+                Some(Text::List(self.contents.list.insert(Default::default())))
+            }
+            (MANIFEST_ENTRY, _) => Some(Text::Manifest(self.contents.manifest.insert(Vec::new()))),
+            (CHECKSUMS_ENTRY, None) => Some(Text::Checksums(
                 self.contents.checksums.insert(Default::default()),
                 &self.contents.entries,
             )),
@@ -363,7 +435,7 @@ impl EntryReader<'_> {
             let read = &self.buffer[..read];
             hasher.update(read);
             if let Some(text) = &mut text {
-                text.push(read);
+                text.push(read)?;
             }
             if must_stop() {
                 break;
@@ -374,10 +446,11 @@ impl EntryReader<'_> {
             }
             self.progress.report()?;
         }
-        self.contents.entries.push(ReadEntry {
-            head,
-            digest: hasher.finalize().into(),
-        });
+        let digest = hasher.finalize().into();
+        match &mut self.tally {
+            Some(tally) => tally.entry(&head, digest),
+            None => self.contents.entries.push(ReadEntry { head, digest }),
+        }
         Ok(None)
     }
 

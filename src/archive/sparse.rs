@@ -1,9 +1,11 @@
 //! Writes files with holes, so that runs of zeros take no disk space in a restored file.
 
 use std::{
-    fs::File,
+    fs::{File, FileTimes},
     io::{self, Seek, SeekFrom, Write},
 };
+
+use jiff::Timestamp;
 
 /// Size of the pieces in which content is examined. A piece that contains only zeros is not
 /// written.
@@ -56,6 +58,14 @@ impl SparseFile {
             length = end;
         }
         (length, is_hole.unwrap_or(false))
+    }
+}
+
+impl SparseFile {
+    /// Sets the time of the last change, as far as the file system can.
+    pub fn set_modified(&self, modified: Timestamp) {
+        let times = FileTimes::new().set_modified(modified.into());
+        let _ = self.file.set_times(times);
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::unpack::{Unpacked, unpack};
+pub use self::unpack::{Unpacked, UnpackedFull, unpack, unpack_full};
 use crate::{
     archive::{
         delta::{Collected, PageCollector},

@@ -5,9 +5,16 @@
 //! (<https://man7.org/linux/man-pages/man2/sync.2.html>), and only some file systems are known to
 //! record every error for it. Elsewhere, callers sync each file.
 
-use std::{fs::File, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::mpsc::{SyncSender, sync_channel},
+    thread::JoinHandle,
+};
 
-use super::dir_handle::DirHandle;
+use super::{dir_handle::DirHandle, threads};
 use crate::error::{Error, Result};
 
 /// The number of files or directories from which one `syncfs` replaces a sync of each. Fewer are
@@ -39,12 +46,64 @@ impl Batch<'_> {
     /// Writes all data and metadata of the file system to the disk. An error means that a write
     /// failed since the directory was opened.
     pub fn sync(&self) -> Result<()> {
-        #[cfg(target_os = "linux")]
-        let synced = nix::unistd::syncfs(self.dir).map_err(std::io::Error::from);
-        #[cfg(not(target_os = "linux"))]
-        let synced = self.dir.sync_all();
+        sync_all(self.dir).map_err(|cause| Error::io("sync", self.path, cause))
+    }
+}
+
+/// Writes what was already written to files to the disk from time to time, in a thread, so that the
+/// last sync has less to do.
+pub struct EarlySync<'a> {
+    path: &'a Path,
+    wake: SyncSender<()>,
+    syncing: JoinHandle<Result<(), io::Error>>,
+    unsynced_bytes: u64,
+}
+
+impl<'a> EarlySync<'a> {
+    /// Begins to sync the file system of an open directory, which must stay open until the end.
+    /// `None` if each file is to be synced on its own, or if the system refuses a thread.
+    pub fn begin(dir: &File, path: &'a Path) -> Option<Self> {
+        if !reports_every_error(dir) {
+            return None;
+        }
+        let dir = dir.try_clone().ok()?;
+        // A wake-up is lost while the thread syncs.
+        let (wake, woken) = sync_channel(0);
+        let sync = move || woken.iter().try_for_each(|()| sync_all(&dir));
+        let syncing = threads::start("kg-sync", sync).ok()?;
+        Some(EarlySync {
+            path,
+            wake,
+            syncing,
+            unsynced_bytes: 0,
+        })
+    }
+
+    /// Counts a file of this size, and has the thread sync if it was long ago.
+    pub fn wrote(&mut self, size_bytes: u64) {
+        // The disk also writes the description of each file.
+        const BYTES_OF_A_FILE: u64 = 1024;
+        const BYTES_BETWEEN: u64 = 32 * 1024 * 1024;
+        self.unsynced_bytes += size_bytes + BYTES_OF_A_FILE;
+        if self.unsynced_bytes >= BYTES_BETWEEN && self.wake.try_send(()).is_ok() {
+            self.unsynced_bytes = 0;
+        }
+    }
+
+    /// Ends the thread. Returns the error that it saw, because no later sync reports it again.
+    pub fn end(self) -> Result<()> {
+        drop(self.wake);
+        let synced = self.syncing.join();
+        let synced = synced.map_err(|_| Error::internal("The thread that syncs panicked"))?;
         synced.map_err(|cause| Error::io("sync", self.path, cause))
     }
+}
+
+fn sync_all(dir: &File) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    return nix::unistd::syncfs(dir).map_err(io::Error::from);
+    #[cfg(not(target_os = "linux"))]
+    return dir.sync_all();
 }
 
 #[cfg(target_os = "linux")]

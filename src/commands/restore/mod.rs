@@ -18,6 +18,7 @@ use serde::Serialize;
 use self::staging::Staging;
 use crate::{
     archive::{
+        extract::FileWithRoom,
         file_list::{FILE_LIST_ENTRY, ListWriter},
         filter::EntryFilter,
         manifest::{MANIFEST_ENTRY, Manifest},
@@ -29,7 +30,7 @@ use crate::{
     sqlite::check::IntegrityStatus,
     store::{
         Store,
-        chain::{self, Unpacked},
+        chain::{self, Unpacked, UnpackedFull},
         lacks,
     },
     system::paths,
@@ -153,11 +154,7 @@ fn restore_through(
     if !options.dry_run {
         warnings.extend(recover(worker_mode, target, options, context)?);
     }
-    let Unpacked {
-        manifest, files, ..
-    } = unpack(&request, staging, store, options, context)?;
-    let database = files.graph_database().map(|record| record.path.clone());
-    drop(files);
+    let (manifest, database) = unpack(&request, staging, store, options, context)?;
     warnings.extend(request.unmatched_patterns(&manifest));
     let applied = apply(&request, staging, worker_mode, options, context)?;
     staging.succeeded();
@@ -247,16 +244,22 @@ fn recover(
 /// Unpacks the chain into the staging directory and checks every byte. A dry run only checks.
 ///
 /// Every descriptor of an unpacked file is closed when this returns. That matters because the file
-/// may become a live database.
+/// may become a live database. Returns the manifest and the path of the graph database.
 fn unpack(
     request: &Request,
     staging: &Staging,
     store: &Store,
     options: &RestoreOptions,
     context: &OperationContext,
-) -> Result<Unpacked> {
+) -> Result<(Manifest, Option<String>)> {
     let held = staging.held_path();
     let unpack_to = (!options.dry_run).then_some(held.as_path());
+    if request.filter.is_everything()
+        && let Some(full) = unpack_full(request, staging, unpack_to, store, context)?
+    {
+        staging.sync(full.records)?;
+        return Ok((full.manifest, full.graph_database));
+    }
     let unpacked = chain::unpack(
         &request.archive,
         &request.filter,
@@ -266,7 +269,47 @@ fn unpack(
     )?;
     assert_holds(store, &unpacked, &request.filter, options)?;
     describe(&held, &unpacked)?;
-    staging.sync(unpacked.files.records().len())?;
+    let Unpacked {
+        manifest, files, ..
+    } = unpacked;
+    staging.sync(files.records().len())?;
+    let database = files.graph_database().map(|record| record.path.clone());
+    Ok((manifest, database))
+}
+
+/// Unpacks a full backup in little memory. Returns `None`, and leaves nothing, if it is not a full
+/// one or has a problem.
+fn unpack_full(
+    request: &Request,
+    staging: &Staging,
+    unpack_to: Option<&Path>,
+    store: &Store,
+    context: &OperationContext,
+) -> Result<Option<UnpackedFull>> {
+    let early_sync = unpack_to.and_then(|_| staging.early_sync());
+    let held = staging.held_path();
+    let staging = held.as_path();
+    let list = FileWithRoom::create(staging, FILE_LIST_ENTRY);
+    let mut list =
+        list.map_err(|cause| Error::io("write", &staging.join(FILE_LIST_ENTRY), cause))?;
+    let unpacked = chain::unpack_full(
+        &request.archive,
+        unpack_to,
+        &mut list,
+        early_sync,
+        store.keys(),
+        context,
+    );
+    let unpacked = unpacked.map_err(|error| list.failed().unwrap_or(error))?;
+    match &unpacked {
+        Some(full) => write_manifest(staging, &full.manifest)?,
+        None => {
+            let failed = |cause| Error::io("remove", staging, cause);
+            for entry in fs::read_dir(staging).map_err(failed)? {
+                fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+            }
+        }
+    }
     Ok(unpacked)
 }
 
@@ -404,9 +447,7 @@ fn assert_holds(
 
 /// Writes the manifest and the list of files for the worker.
 fn describe(staging: &Path, unpacked: &Unpacked) -> Result<()> {
-    let path = staging.join(MANIFEST_ENTRY);
-    fs::write(&path, unpacked.manifest.to_json())
-        .map_err(|cause| Error::io("write", &path, cause))?;
+    write_manifest(staging, &unpacked.manifest)?;
     let path = staging.join(FILE_LIST_ENTRY);
     let list = || {
         let mut list = ListWriter::new(BufWriter::new(fs::File::create(&path)?));
@@ -416,4 +457,9 @@ fn describe(staging: &Path, unpacked: &Unpacked) -> Result<()> {
         list.out().flush()
     };
     list().map_err(|cause| Error::io("write", &path, cause))
+}
+
+fn write_manifest(staging: &Path, manifest: &Manifest) -> Result<()> {
+    let path = staging.join(MANIFEST_ENTRY);
+    fs::write(&path, manifest.to_json()).map_err(|cause| Error::io("write", &path, cause))
 }

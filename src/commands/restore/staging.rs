@@ -12,7 +12,8 @@ use crate::{
     util::{
         atomic_file,
         dir_handle::{DirHandle, held_path},
-        ownership, sync_many,
+        ownership,
+        sync_many::{self, EarlySync},
         temp_dir::PrivateDir,
     },
 };
@@ -106,6 +107,12 @@ impl Staging {
         let batch = self.lock.as_ref();
         let batch = batch.and_then(|dir| sync_many::begin(dir, self.path(), count));
         batch.map_or(Ok(()), |batch| batch.sync())
+    }
+
+    /// Begins to sync unpacked files while others are unpacked. Only [`Staging::sync`] makes all of
+    /// them durable.
+    pub fn early_sync(&self) -> Option<EarlySync<'_>> {
+        EarlySync::begin(self.lock.as_ref()?, self.path())
     }
 
     /// Replaces the held path in the message of an error by the real path.

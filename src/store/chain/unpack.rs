@@ -11,7 +11,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -26,9 +26,9 @@ use crate::{
         file_list::FileList,
         file_record::{FileRecord, Owner, Storage},
         filter::EntryFilter,
-        look_ahead,
+        look_ahead::{self, Hints},
         manifest::{DIGEST_PREFIX, FIRST_FORMAT, Manifest},
-        reader::read_archive,
+        reader::{read_archive, read_full_archive},
     },
     error::{Error, Result},
     sqlite::page_hashes::BlockHasher,
@@ -37,6 +37,7 @@ use crate::{
         digest::Sha256Digest,
         operation::{OperationContext, Phase},
         progress::ByteProgress,
+        sync_many::EarlySync,
     },
 };
 
@@ -74,6 +75,55 @@ pub fn unpack(
         }
         (members, wanted) => unpack_members(members, wanted, dir, keys, context),
     }
+}
+
+/// What [`unpack_full`] unpacked.
+pub struct UnpackedFull {
+    pub manifest: Manifest,
+    pub records: usize,
+    /// The path of the graph database.
+    pub graph_database: Option<String>,
+}
+
+/// Unpacks a full backup into `dir` in little memory, each file under the number of its record.
+/// Without `dir`, only verifies it. Writes its list of files to `list`. Returns `None` if it is not
+/// a full backup or has a problem: [`unpack`] can say which.
+/// `early_sync` syncs files while others are written.
+pub fn unpack_full(
+    archive: &Path,
+    dir: Option<&Path>,
+    list: &mut dyn Write,
+    early_sync: Option<EarlySync<'_>>,
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<Option<UnpackedFull>> {
+    let (beside, described) = (manifest_beside(archive)?, described_beside(archive)?);
+    let is_incremental = described
+        .as_ref()
+        .is_some_and(|manifest| manifest.based_on.is_some() || manifest.format == FIRST_FORMAT);
+    if is_incremental {
+        return Ok(None);
+    }
+    let hints = dir.and_then(|_| Hints::of(archive, described.as_ref()));
+    let mut unpacking = Unpacking::new(dir, None, described.as_ref())
+        .without_owners()
+        .with_hints(hints)
+        .with_early_sync(early_sync);
+    let read = read_full_archive(
+        archive,
+        keys,
+        beside.as_deref(),
+        &mut unpacking,
+        list,
+        context,
+        Phase::Unpacking,
+    )?;
+    unpacking.end()?;
+    Ok(read.map(|(manifest, tallied)| UnpackedFull {
+        manifest,
+        records: tallied.records,
+        graph_database: tallied.graph_database,
+    }))
 }
 
 /// Unpacks an archive that is a chain of its own.
@@ -228,7 +278,8 @@ fn read_member(
     context: &OperationContext,
 ) -> Result<(Unpacked, String)> {
     let (beside, described) = (manifest_beside(archive)?, described_beside(archive)?);
-    let mut unpacking = Unpacking::new(dir, wanted, described.as_ref());
+    let hints = dir.and_then(|_| Hints::of(archive, described.as_ref()));
+    let mut unpacking = Unpacking::new(dir, wanted, described.as_ref()).with_hints(hints);
     let report = read_archive(
         archive,
         keys,
@@ -237,6 +288,7 @@ fn read_member(
         context,
         Phase::Unpacking,
     )?;
+    unpacking.end()?;
     let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);
     let (manifest, files) = report.intact(archive)?;
     let unpacked = Unpacked {
