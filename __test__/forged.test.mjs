@@ -18,7 +18,7 @@ import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, test } from 'vitest';
 
 import * as forge from './support/forge.mjs';
-import { kg, kgPath } from './support/processes.mjs';
+import { kg, kgPath, measure } from './support/processes.mjs';
 import { fingerprint, integrityOf, makeProject, temporaryDirectory } from './support/project.mjs';
 
 const MB = 1024 * 1024;
@@ -1000,25 +1000,9 @@ const MEMORY = 384 * MB;
 const DISK = 64 * MB;
 const SECONDS = 8;
 
-const MEASURE = `
-import json, os, sys, time
-began = time.monotonic()
-null = os.open(os.devnull, os.O_RDWR)
-streams = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
-pid = os.posix_spawn('/usr/bin/env', ['env', *sys.argv[1:]], os.environ, file_actions=streams)
-_, status, usage = os.wait4(pid, 0)
-print(json.dumps({'status': os.waitstatus_to_exitcode(status), 'seconds': time.monotonic() - began,
-                  'peakBytes': usage.ru_maxrss * 1024, 'writtenBytes': usage.ru_oublock * 512}))`;
-
-/**
- * Runs the native `kg` and returns its exit status, duration, peak memory and bytes written to
- * disk.
- */
+/** Measures the native `kg`, which may use the processor for a few seconds. */
 function measureKg(args, cwd = temporaryDirectory()) {
-  const command = ['prlimit', `--cpu=${SECONDS}:${SECONDS}`, kgPath, ...args];
-  return JSON.parse(
-    execFileSync('python3', ['-c', MEASURE, ...command], { encoding: 'utf8', cwd }),
-  );
+  return measure(['prlimit', `--cpu=${SECONDS}:${SECONDS}`, kgPath, ...args], cwd);
 }
 
 /** Inserts these members after the first entry of the real archive. Call it after `genuine`. */

@@ -108,3 +108,22 @@ export async function until(condition, what = 'the condition', timeoutMs = 30_00
 }
 
 export { once, spawn };
+
+const MEASURE = `
+import json, os, sys, time
+began = time.monotonic()
+null = os.open(os.devnull, os.O_RDWR)
+streams = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+pid = os.posix_spawn('/usr/bin/env', ['env', *sys.argv[1:]], os.environ, file_actions=streams)
+_, status, usage = os.wait4(pid, 0)
+print(json.dumps({'status': os.waitstatus_to_exitcode(status), 'seconds': time.monotonic() - began,
+                  'peakBytes': usage.ru_maxrss * 1024, 'writtenBytes': usage.ru_oublock * 512}))`;
+
+/**
+ * Runs a command and returns its exit status, duration, peak memory and bytes written to disk.
+ */
+export function measure(command, cwd) {
+  return JSON.parse(
+    execFileSync('python3', ['-c', MEASURE, ...command], { encoding: 'utf8', cwd }),
+  );
+}

@@ -12,6 +12,7 @@
 //!
 //! * Writing: [`writer`], [`block_writer`], [`block`], [`reuse`].
 //! * Reading: [`reader`], [`block_reader`], [`block`], [`extract`], [`sparse`], [`look_ahead`].
+//!   `verify` compares everything, and `tally` does so for a full archive in little memory.
 //! * Describing: [`manifest`] and [`file_list`], which consists of [`file_record`]s;
 //!   [`first_format`] reads older ones.
 //!

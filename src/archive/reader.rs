@@ -45,7 +45,7 @@ use crate::{
 /// Maximum number of entries: the records of a list, and the entries that describe them.
 const MAX_ENTRIES: usize = MAX_RECORDS + 3;
 /// Maximum total length of all names and link targets in an archive.
-const MAX_NAMES_BYTES: usize = 128 * 1024 * 1024;
+const MAX_NAMES_BYTES: usize = 96 * 1024 * 1024;
 /// Maximum length of a manifest. Manifests of the first format list all files.
 pub const MAX_TEXT_BYTES: u64 = 256 * 1024 * 1024;
 const COPY_BYTES: usize = 128 * 1024;

@@ -303,7 +303,8 @@ mod tests {
 
     #[test]
     fn any_difference_between_entries_and_list_is_noticed() {
-        let changes: [(&str, fn(&mut Vec<(Head, Value)>)); 14] = [
+        type Change = fn(&mut Vec<(Head, Value)>);
+        let changes: [(&str, Change); 14] = [
             ("name", |all| all[1].0.name.push('x')),
             ("kind", |all| all[1].0.kind = EntryKind::Directory),
             ("size", |all| all[1].0.size_bytes += 1),

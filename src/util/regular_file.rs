@@ -172,7 +172,7 @@ mod tests {
             assert_eq!(open_orders(&at("file"), 9).is_ok(), is_followed, "{mode:o}");
         }
         fs::set_permissions(at("file"), fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(open_orders(&at("none"), 9).unwrap().is_none(), true);
+        assert!(open_orders(&at("none"), 9).unwrap().is_none());
         symlink("file", at("link")).unwrap();
         assert_eq!(
             open_orders(&at("link"), 9).unwrap_err().code,

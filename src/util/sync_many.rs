@@ -161,6 +161,17 @@ mod tests {
     }
 
     #[test]
+    fn files_are_synced_while_others_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = File::open(dir.path()).unwrap();
+        if let Some(mut early) = EarlySync::begin(&open, dir.path()) {
+            (0..1000).for_each(|_| early.wrote(1024 * 1024));
+            early.end().unwrap();
+        }
+        assert!(EarlySync::begin(&File::open("/proc").unwrap(), Path::new("/proc")).is_none());
+    }
+
+    #[test]
     fn a_file_system_that_may_hide_errors_is_not_synced_at_once() {
         let proc = File::open("/proc").unwrap();
         assert!(begin(&proc, Path::new("/proc"), LEAST).is_none());

@@ -26,6 +26,9 @@ pub struct Description {
     pub graph: Option<(usize, String)>,
     /// The number and the record of the configuration.
     pub config: Option<(usize, FileRecord)>,
+    /// The number of records, and the length of their paths together.
+    pub count: usize,
+    pub paths_bytes: usize,
     list: PathBuf,
     known_as: PathBuf,
 }
@@ -41,11 +44,16 @@ impl Description {
             databases: HashSet::new(),
             graph: None,
             config: None,
+            count: 0,
+            paths_bytes: 0,
             list: staging.join(FILE_LIST_ENTRY),
             known_as: known_as.join(FILE_LIST_ENTRY),
         };
         let (mut databases, mut graph, mut config) = (HashSet::new(), None, None);
+        let (mut count, mut paths_bytes) = (0, 0);
         description.each(|number, record| {
+            count += 1;
+            paths_bytes += record.path.len();
             if graph.is_none() && record.entry == DATABASE_ENTRY {
                 graph = Some((number, record.path.clone()));
             }
@@ -57,6 +65,8 @@ impl Description {
             }
             Ok(())
         })?;
+        description.count = count;
+        description.paths_bytes = paths_bytes;
         description.databases = databases;
         description.graph = graph;
         description.config = config;

@@ -81,14 +81,20 @@ pub struct Moves {
     /// The directory that keeps the replaced files, with a trailing slash.
     undo: String,
     texts: MoreTexts,
+    /// The devices of the moved files.
+    devices: Vec<u64>,
     rows: Vec<Row>,
 }
 
+/// A move in 20 bytes.
 #[derive(Debug, Clone, Copy)]
+#[repr(Rust, packed(4))]
 struct Row {
-    from: Spot,
-    to: Spot,
-    identity: (u64, u64),
+    from: PackedSpot,
+    to: PackedSpot,
+    inode: u64,
+    /// The index of the device.
+    device: u32,
 }
 
 /// A location in a list of moves.
@@ -103,14 +109,48 @@ pub enum Spot {
     Kept(TextId),
 }
 
+/// A [`Spot`] in 4 bytes: the lowest bits say which kind, the others are the number.
+#[derive(Debug, Clone, Copy)]
+struct PackedSpot(u32);
+
+impl PackedSpot {
+    const KIND_BITS: u32 = 2;
+
+    fn of(spot: Spot) -> Result<Self> {
+        let (kind, number) = match spot {
+            Spot::At(id) => (0, id.number()),
+            Spot::New(id) => (1, id.number()),
+            Spot::Kept(id) => (2, id.number()),
+            Spot::Numbered(number) => (3, number),
+        };
+        let packed = number
+            .checked_mul(1 << PackedSpot::KIND_BITS)
+            .ok_or_else(|| Error::internal("There are too many files"))?;
+        Ok(PackedSpot(packed | kind))
+    }
+
+    /// Returns the spot; `None` only if it was not packed.
+    fn spot(self) -> Option<Spot> {
+        let number = self.0 >> PackedSpot::KIND_BITS;
+        let id = TextId::of_number(number);
+        match self.0 & 3 {
+            0 => id.map(Spot::At),
+            1 => id.map(Spot::New),
+            2 => id.map(Spot::Kept),
+            _ => Some(Spot::Numbered(number)),
+        }
+    }
+}
+
 impl Moves {
-    /// Creates an empty list. The directories end with a slash.
-    pub fn between(source: String, undo: String, texts: Arc<Texts>) -> Self {
+    /// Creates an empty list with room for `count` moves. The directories end with a slash.
+    pub fn between(source: String, undo: String, texts: Arc<Texts>, count: usize) -> Self {
         Moves {
             source,
             undo,
             texts: MoreTexts::after(texts),
-            rows: Vec::new(),
+            devices: Vec::new(),
+            rows: Vec::with_capacity(count),
         }
     }
 
@@ -118,11 +158,25 @@ impl Moves {
         self.texts.push(text)
     }
 
-    pub fn push(&mut self, from: Spot, to: Spot, identity: (u64, u64)) {
-        self.rows.push(Row { from, to, identity });
+    pub fn push(&mut self, from: Spot, to: Spot, (device, inode): (u64, u64)) -> Result<()> {
+        let (from, to) = (PackedSpot::of(from)?, PackedSpot::of(to)?);
+        let known = self.devices.iter().position(|known| *known == device);
+        let device = known.unwrap_or_else(|| {
+            self.devices.push(device);
+            self.devices.len() - 1
+        });
+        let device = u32::try_from(device)
+            .map_err(|_| Error::internal("There are too many file systems"))?;
+        self.rows.push(Row {
+            from,
+            to,
+            inode,
+            device,
+        });
+        Ok(())
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.rows.len()
     }
 
@@ -146,7 +200,8 @@ impl Moves {
 
     /// Returns the number that is the name of the moved file, if it is an unpacked one.
     pub fn number_of(&self, number: usize) -> Option<u32> {
-        match self.rows.get(number)?.from {
+        let from = self.rows.get(number)?.from;
+        match from.spot()? {
             Spot::Numbered(number) => Some(number),
             _ => None,
         }
@@ -155,7 +210,10 @@ impl Moves {
     /// Returns whether any file goes to the directory that keeps the replaced files.
     pub fn keep_any(&self) -> bool {
         let mut rows = self.rows.iter();
-        rows.any(|row| matches!(row.to, Spot::Kept(_)))
+        rows.any(|row| {
+            let to = row.to;
+            matches!(to.spot(), Some(Spot::Kept(_)))
+        })
     }
 
     /// Returns one of the old locations in each directory.
@@ -168,14 +226,16 @@ impl Moves {
         self.one_in_each_dir(|row| row.to)
     }
 
-    fn one_in_each_dir(&self, of: impl Fn(&Row) -> Spot) -> Vec<String> {
+    fn one_in_each_dir(&self, of: impl Fn(&Row) -> PackedSpot) -> Vec<String> {
         let (mut dirs, mut locations) = (HashSet::new(), Vec::<String>::new());
         let mut location = String::new();
         let mut is_numbered = false;
         for row in &self.rows {
             let spot = of(row);
             // All numbered files have one directory.
-            if matches!(spot, Spot::Numbered(_)) && std::mem::replace(&mut is_numbered, true) {
+            if matches!(spot.spot(), Some(Spot::Numbered(_)))
+                && std::mem::replace(&mut is_numbered, true)
+            {
                 continue;
             }
             location.clear();
@@ -200,16 +260,23 @@ impl Moves {
         Move {
             from: location(row.from),
             to: location(row.to),
-            identity: row.identity,
+            identity: (
+                self.devices
+                    .get(row.device as usize)
+                    .copied()
+                    .unwrap_or_default(),
+                row.inode,
+            ),
         }
     }
 
-    fn write(&self, spot: Spot, out: &mut String) {
-        let (dir, name) = match spot {
-            Spot::At(id) => ("", id),
-            Spot::New(id) => (self.source.as_str(), id),
-            Spot::Kept(id) => (self.undo.as_str(), id),
-            Spot::Numbered(number) => {
+    fn write(&self, spot: PackedSpot, out: &mut String) {
+        let (dir, name) = match spot.spot() {
+            None => return,
+            Some(Spot::At(id)) => ("", id),
+            Some(Spot::New(id)) => (self.source.as_str(), id),
+            Some(Spot::Kept(id)) => (self.undo.as_str(), id),
+            Some(Spot::Numbered(number)) => {
                 out.push_str(&self.source);
                 out.push_str(&number.to_string());
                 return;
@@ -221,8 +288,7 @@ impl Moves {
 
     fn add(&mut self, change: &Move) -> Result<()> {
         let (from, to) = (self.text(&change.from)?, self.text(&change.to)?);
-        self.push(Spot::At(from), Spot::At(to), change.identity);
-        Ok(())
+        self.push(Spot::At(from), Spot::At(to), change.identity)
     }
 }
 
@@ -329,4 +395,61 @@ pub fn end(root: &Path) -> Result<()> {
     let path = path(root);
     atomic_file::remove(&path)?;
     atomic_file::sync_parent(&path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A journal as earlier releases wrote it.
+    const EARLIER: &str = r#"{"decided":false,"token":"1-2","staging":".kg/restore-staging-1/","opened":[],"made":[],"moves":[{"from":".kg/a","to":".kg/restore-undo/20240115-020000/.kg/a","identity":[1,2]},{"from":".kg/restore-staging-1/0","to":".kg/a","identity":[1,3]},{"from":".kg/restore-staging-1/1","to":".kg/b","identity":[4,3]}],"swaps":[],"undo":[".kg/restore-undo/20240115-020000",{"version":1,"of":"backup-20240115-020000","at":"2024-01-15T02:00:00Z","files":[{"path":".kg/a","kept":".kg/a"},{"path":".kg/b"},{"path":"/db","kept":"outside/db","database":true}],"made":[]}],"retired":null,"emptied":[],"outside":null}"#;
+
+    #[test]
+    fn a_journal_of_an_earlier_release_is_read_and_written_as_it_was() {
+        let intent: Intent = serde_json::from_str(EARLIER).unwrap();
+        assert_eq!(serde_json::to_string(&intent).unwrap(), EARLIER);
+        assert_eq!(intent.moves.sources(), [".kg/a", ".kg/restore-staging-1/0"]);
+        assert_eq!(
+            intent.moves.destinations(),
+            [".kg/restore-undo/20240115-020000/.kg/a", ".kg/a"]
+        );
+        assert!(intent.moves.get(3).is_none());
+    }
+
+    #[test]
+    fn planned_moves_are_written_with_whole_paths() {
+        let mut texts = Texts::default();
+        let [a, b] = [".kg/a", ".kg/b"].map(|path| texts.push(path).unwrap());
+        let (new, undo) = (".kg/restore-staging-1/", ".kg/restore-undo/1/");
+        let mut moves = Moves::between(new.into(), undo.into(), Arc::new(texts), 2);
+        let name = moves.text("name").unwrap();
+        for (from, to, identity) in [
+            (Spot::At(a), Spot::Kept(a), (1, 2)),
+            (Spot::Numbered(0), Spot::At(a), (1, 3)),
+            (Spot::New(name), Spot::At(b), (u64::MAX, u64::MAX)),
+        ] {
+            moves.push(from, to, identity).unwrap();
+        }
+        assert!(moves.keep_any());
+        assert_eq!((moves.number_of(0), moves.number_of(1)), (None, Some(0)));
+        let expected = [
+            (".kg/a", ".kg/restore-undo/1/.kg/a", (1, 2)),
+            (".kg/restore-staging-1/0", ".kg/a", (1, 3)),
+            (".kg/restore-staging-1/name", ".kg/b", (u64::MAX, u64::MAX)),
+        ];
+        let expected = expected.map(|(from, to, identity)| Move {
+            from: from.into(),
+            to: to.into(),
+            identity,
+        });
+        assert_eq!(moves.iter().collect::<Vec<_>>(), expected);
+        let json = serde_json::to_vec(&moves).unwrap();
+        let read: Moves = serde_json::from_slice(&json).unwrap();
+        assert_eq!(read.iter().collect::<Vec<_>>(), expected);
+        assert!(
+            Moves::default()
+                .push(Spot::Numbered(1 << 30), Spot::At(a), (0, 0))
+                .is_err()
+        );
+    }
 }

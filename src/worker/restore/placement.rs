@@ -146,7 +146,7 @@ impl<'a> Placement<'a> {
         self.all.texts.get(self.row.to)
     }
 
-    pub fn to_id(&self) -> TextId {
+    pub fn destination_id(&self) -> TextId {
         self.row.to
     }
 
@@ -226,13 +226,14 @@ pub fn of_backup(
         database,
         folding,
         hashes: RandomState::new(),
-        texts: Texts::default(),
+        texts: Texts::with_capacity(description.count, description.paths_bytes),
         first: Vec::new(),
         placements: Placements {
             source: format!("{STATE_PREFIX}{}/", staged_in.to_string_lossy()),
+            rows: Vec::with_capacity(description.count),
             ..Placements::default()
         },
-        keys: Vec::new(),
+        keys: Vec::with_capacity(description.count),
         parents: HashSet::new(),
         last_parent: String::new(),
     };

@@ -199,7 +199,7 @@ impl Planning<'_> {
             self.move_away(placement, suffix, false)?;
         }
         if let Some(spot) = placement.spot() {
-            let to = placement.to_id();
+            let to = placement.destination_id();
             if is_new {
                 self.plan.touched.push(TouchedRow {
                     path: to,
@@ -209,15 +209,21 @@ impl Planning<'_> {
             }
             let staged = placement.staged(self.target)?;
             let staged = staged.map_or(Ok(None), |staged| staged.stat())?;
-            if let (Some(attributes), Some(staged)) = (placement.attributes(), &staged)
-                && !(attributes.are_those_of(staged)
-                    && self.has_owner(staged, placement.to(), stat.as_ref())?)
-            {
-                self.plan.undressed.push(index);
+            if let Some(attributes) = placement.attributes() {
+                // A link is made when it gets its attributes.
+                let is_dressed = match &staged {
+                    Some(staged) if attributes.are_those_of(staged) => {
+                        self.has_owner(staged, placement.to(), stat.as_ref())?
+                    }
+                    _ => false,
+                };
+                if !is_dressed {
+                    self.plan.undressed.push(index);
+                }
             }
             // A dry run unpacked nothing.
             let identity = staged.map_or((0, 0), |staged| (staged.st_dev, staged.st_ino));
-            self.plan.intent.moves.push(spot, Spot::At(to), identity);
+            self.plan.intent.moves.push(spot, Spot::At(to), identity)?;
             self.gone.remove(placement.to());
         }
         Ok(())
@@ -310,7 +316,7 @@ impl Planning<'_> {
         let (live, kept) = (placement.to().to_string(), placement.kept_as());
         let kept_id = self.kept(placement, "")?.touched;
         self.plan.touched.push(TouchedRow {
-            path: placement.to_id(),
+            path: placement.destination_id(),
             kept: Some(kept_id),
             database: true,
         });
@@ -340,12 +346,12 @@ impl Planning<'_> {
         };
         let (moves, touched) = (&mut self.plan.intent.moves, &mut self.plan.touched);
         let (from, path_touched) = match suffix {
-            "" => (placement.to_id(), placement.to_id()),
+            "" => (placement.destination_id(), placement.destination_id()),
             _ => (moves.text(&path)?, touched.text(&path)?),
         };
         let kept = self.kept(placement, suffix)?;
         let moves = &mut self.plan.intent.moves;
-        moves.push(Spot::At(from), Spot::Kept(kept.moved), identity);
+        moves.push(Spot::At(from), Spot::Kept(kept.moved), identity)?;
         if suffix != SHARED_MEMORY {
             self.plan.touched.push(TouchedRow {
                 path: path_touched,
@@ -364,7 +370,7 @@ impl Planning<'_> {
     fn kept(&mut self, placement: &Placement, suffix: &str) -> Result<KeptIds> {
         let kept = placement.kept_as();
         if suffix.is_empty() && kept == placement.to() {
-            let id = placement.to_id();
+            let id = placement.destination_id();
             return Ok(KeptIds {
                 moved: id,
                 touched: id,
@@ -388,12 +394,13 @@ impl Plan {
     fn new(placements: &Placements, conditions: &Conditions<'_>) -> Self {
         let (source, texts) = (placements.source().to_string(), placements.texts());
         let undo = format!("{}/", conditions.undo_dir);
+        let count = placements.count();
         Plan {
             intent: Intent {
-                moves: Moves::between(source, undo, texts.clone()),
+                moves: Moves::between(source, undo, texts.clone(), count),
                 ..Intent::default()
             },
-            touched: Touches::after(texts.clone()),
+            touched: Touches::after(texts.clone(), count),
             undressed: Vec::new(),
             claims: Vec::new(),
         }

@@ -64,11 +64,11 @@ pub struct TouchedRow {
 }
 
 impl Touches {
-    /// Creates an empty list, whose rows may use these texts.
-    pub fn after(texts: Arc<Texts>) -> Self {
+    /// Creates an empty list with room for `count` rows, which may use these texts.
+    pub fn after(texts: Arc<Texts>, count: usize) -> Self {
         Touches {
             texts: MoreTexts::after(texts),
-            rows: Vec::new(),
+            rows: Vec::with_capacity(count),
         }
     }
 

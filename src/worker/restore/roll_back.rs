@@ -55,7 +55,7 @@ pub fn roll_back(target: &Target, root: &Path, intent: &mut Intent) -> Result<()
         let _ = journal::write(root, intent);
     }
     open_dirs(target, intent)?;
-    for number in (0..intent.moves.len()).rev() {
+    for number in (0..intent.moves.count()).rev() {
         move_back(target, intent, number)?;
     }
     for swapped in &intent.swaps {

@@ -362,3 +362,41 @@ pub fn not_ours(path: &str, what: &str) -> Error {
         "Nothing was changed; do not use this archive",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_after_that_of_a_known_directory_leads_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join(".kg/a")).unwrap();
+        let target = Target::open(dir.path()).unwrap();
+        let place = |location: &str| {
+            target
+                .place(location)
+                .map(|place| place.map(|at| at.path()))
+        };
+        let inside = |name: &str| Some(target.root().unwrap().join(".kg/a").join(name));
+        assert_eq!(place(".kg/a/x").unwrap(), inside("x"));
+        assert_eq!(place(".kg/a/50%25").unwrap(), inside("50%"));
+        for odd in ["..", ".", "", "x\\..", "%2e%2e", "%"] {
+            assert!(place(&format!(".kg/a/{odd}")).is_err(), "{odd}");
+        }
+        assert!(place(".kg/a/../../../x").is_err());
+        assert!(place("/etc/passwd").is_err());
+    }
+
+    #[test]
+    fn a_missing_directory_is_looked_for_again_once_directories_may_be_made() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join(".kg")).unwrap();
+        let target = Target::open(dir.path()).unwrap();
+        let is_there = |location| target.place(location).unwrap().is_some();
+        target.while_no_directory_is_made(|| {
+            assert!(!is_there(".kg/a/x") && !is_there(".kg/a/y") && is_there(".kg/x"));
+        });
+        std::fs::create_dir(dir.path().join(".kg/a")).unwrap();
+        assert!(is_there(".kg/a/x") && is_there(".kg/a/y"));
+    }
+}

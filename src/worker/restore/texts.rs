@@ -16,7 +16,26 @@ pub struct Texts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextId(NonZeroU32);
 
+impl TextId {
+    pub fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    pub fn of_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(TextId)
+    }
+}
+
 impl Texts {
+    /// Creates an empty list with room for that many texts of that length together, because a list
+    /// that grows takes twice its room.
+    pub fn with_capacity(count: usize, bytes: usize) -> Self {
+        Texts {
+            all: String::with_capacity(bytes),
+            ends: Vec::with_capacity(count),
+        }
+    }
+
     /// Adds a text. `KG_NOT_A_BACKUP` if there is no room, which only a forged archive can cause.
     pub fn push(&mut self, text: &str) -> Result<TextId> {
         let end = self.all.len().checked_add(text.len());

@@ -69,7 +69,7 @@ fn make_moves(target: &Target, intent: &Intent) -> Result<()> {
         owner.map_or(Ok(()), |owner| place.give_to(owner))?;
     }
     let (mut from, mut to) = (String::new(), String::new());
-    for number in 0..intent.moves.len() {
+    for number in 0..intent.moves.count() {
         intent.moves.write_paths(number, &mut from, &mut to);
         let unpacked = target.unpacked(intent.moves.number_of(number));
         let old = unpacked.map_or_else(|| target.existing(&from), Ok)?;
