@@ -79,8 +79,9 @@ enum Source {
     Below(TextId),
 }
 
-/// The attributes of a file or link according to the list of the backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The attributes of a file or link according to the list of the backup, in 20 bytes.
+#[derive(Debug, Clone, Copy)]
+#[repr(Rust, packed(4))]
 pub struct Attributes {
     /// Seconds and nanoseconds since the epoch.
     seconds: i64,
@@ -88,6 +89,8 @@ pub struct Attributes {
     /// The target of a link.
     link: Option<TextId>,
     mode: u16,
+    /// Also says in no more bytes whether there are attributes.
+    is_link: bool,
 }
 
 impl Attributes {
@@ -102,7 +105,7 @@ impl Attributes {
     /// Returns whether a regular file has these permissions and this time.
     pub fn are_those_of(&self, found: &FileStat) -> bool {
         let mode = SFlag::S_IFREG.bits() | self.mode();
-        self.link.is_none()
+        !self.is_link
             && found.st_mode == mode
             && (found.st_mtime, found.st_mtime_nsec) == self.modified()
     }
@@ -304,6 +307,7 @@ impl Placing<'_> {
                 seconds,
                 nanoseconds: nanoseconds as u32,
                 link,
+                is_link: record.kind == EntryKind::Link,
                 // A database is data, so it never gets execute permission, whatever its record
                 // says.
                 mode: (record.mode & if record.database { 0o666 } else { 0o777 }) as u16,
@@ -729,4 +733,14 @@ pub fn missing_dirs<'a>(
         missing.extend(above.into_iter().rev());
     }
     Ok(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placement_takes_little_memory() {
+        assert!(size_of::<Row>() <= 36, "{} bytes", size_of::<Row>());
+    }
 }
