@@ -262,8 +262,6 @@ impl<W: Write> PageFileWriter<W> {
 /// A file of hashes that was found complete.
 #[derive(Debug, Default)]
 pub struct PageFile {
-    /// See [`PageFileWriter::new`].
-    pub archive: String,
     /// By path.
     pub databases: BTreeMap<String, DatabaseHashes>,
 }
@@ -291,9 +289,9 @@ impl PageFile {
             }
             found.push((section, pages_at, blocks));
         }
-        let Some(archive) = reading.end()? else {
+        if reading.end()?.is_none() {
             return Ok(None);
-        };
+        }
         let file = Arc::new(file);
         let databases = found.into_iter().map(|(section, pages_at, blocks)| {
             let hashes = DatabaseHashes {
@@ -306,7 +304,6 @@ impl PageFile {
             (section.path, hashes)
         });
         Ok(Some(PageFile {
-            archive,
             databases: databases.collect(),
         }))
     }
@@ -497,8 +494,8 @@ mod tests {
     /// The path, pages and blocks of a database.
     type Read = (String, Vec<ContentHash>, BlockHashes);
 
-    /// Returns the archive and the databases that a file names.
-    fn read(bytes: &[u8]) -> Option<(String, Vec<Read>)> {
+    /// Returns the databases that a file names.
+    fn read(bytes: &[u8]) -> Option<Vec<Read>> {
         let read = PageFile::open(file(bytes)).unwrap()?;
         let databases = read.databases.into_iter().map(|(path, database)| {
             let mut cursor = database.pages();
@@ -509,7 +506,7 @@ mod tests {
             assert_eq!(cursor.take(1).unwrap().count(), 0);
             (path, pages, database.blocks)
         });
-        Some((read.archive, databases.collect()))
+        Some(databases.collect())
     }
 
     fn copy(bytes: &[u8]) -> Option<(String, Vec<u8>)> {
@@ -537,10 +534,11 @@ mod tests {
             ("a".to_string(), hashes(&[1, 2, 3]), blocks),
             ("b".to_string(), vec![], BlockHashes::default()),
         ];
-        assert_eq!(read(&bytes), Some(("00".into(), databases.clone())));
+        assert_eq!(read(&bytes).as_ref(), Some(&databases));
         let (of, copied) = copy(&bytes).unwrap();
         assert_eq!(of, "00");
-        assert_eq!(read(&copied), Some(("11".into(), databases)));
+        assert_eq!(read(&copied), Some(databases));
+        assert_eq!(copy(&copied).unwrap().0, "11");
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
@@ -576,7 +574,7 @@ mod tests {
         };
         let mut bytes = Vec::new();
         PageFileWriter::write_all(&mut bytes, &[("a".to_string(), pages)].into()).unwrap();
-        let (_, databases) = read(&bytes).unwrap();
+        let databases = read(&bytes).unwrap();
         assert_eq!(databases[0].1, all);
     }
 

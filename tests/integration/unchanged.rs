@@ -444,7 +444,7 @@ fn hashes_of_other_content_make_no_wrong_backup() {
     // The hashes are valid in themselves, but those of the two databases are swapped.
     let right = before.hashes();
     let mut swapped = Vec::new();
-    let mut wrong = PageFileWriter::new(&mut swapped, &right.archive).unwrap();
+    let mut wrong = PageFileWriter::new(&mut swapped, "").unwrap();
     for (path, hashes) in &right.databases {
         let named = match path {
             path if *path == vectors => &long,
