@@ -71,8 +71,8 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    /// Returns the same unpacker, which gives files the attributes that it is told. They are not
-    /// verified yet: the worker looks at them once the archive is.
+    /// Returns the same unpacker, which gives files the attributes that `hints` has. They are not
+    /// verified yet: the worker compares them once the archive is verified.
     pub fn with_hints(self, hints: Option<Hints>) -> Self {
         Unpacking { hints, ..self }
     }

@@ -180,12 +180,14 @@ fn read_and_check(
     verify::beside(&facts, manifest.as_ref(), &files, beside, &mut contents);
     verify::name(path, &facts, &mut contents);
     contents.problems.extend(problem);
-    let is_tallied = tally.is_some();
-    let tallied = tally.zip(manifest.as_ref());
-    let tallied = tallied.and_then(|(tally, manifest)| tally.finish(manifest));
-    if let Some(manifest) = manifest.as_ref().filter(|_| !is_tallied) {
-        verify::entries(manifest, &files, &mut contents);
-    }
+    let tallied = match (tally, &manifest) {
+        (Some(tally), Some(manifest)) => tally.finish(manifest),
+        (None, Some(manifest)) => {
+            verify::entries(manifest, &files, &mut contents);
+            None
+        }
+        (_, None) => None,
+    };
     let report = Report {
         manifest,
         files,

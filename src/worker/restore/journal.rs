@@ -7,17 +7,15 @@
 
 use std::{
     collections::HashSet,
-    fmt, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error as _, SeqAccess, Visitor},
-};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
+    json_list,
     record::{MadeDir, Record},
     target::parent,
     texts::{MoreTexts, TextId, Texts},
@@ -300,23 +298,7 @@ impl Serialize for Moves {
 
 impl<'de> Deserialize<'de> for Moves {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Rows;
-        impl<'de> Visitor<'de> for Rows {
-            type Value = Moves;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a list of moves")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Moves, A::Error> {
-                let mut moves = Moves::default();
-                while let Some(change) = list.next_element()? {
-                    moves.add(&change).map_err(A::Error::custom)?;
-                }
-                Ok(moves)
-            }
-        }
-        deserializer.deserialize_seq(Rows)
+        json_list::collect(deserializer, "a list of moves", Moves::add)
     }
 }
 

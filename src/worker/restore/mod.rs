@@ -26,6 +26,7 @@ mod case_folding;
 mod description;
 mod file_steps;
 pub mod journal;
+mod json_list;
 mod leftovers;
 mod lock;
 mod placement;

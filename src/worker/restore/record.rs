@@ -1,14 +1,14 @@
 //! The record of a restore, which makes it possible to undo the restore.
 
-use std::{fmt, io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use jiff::Timestamp;
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error as _, SeqAccess, Visitor},
-};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::texts::{MoreTexts, TextId, Texts};
+use super::{
+    json_list,
+    texts::{MoreTexts, TextId, Texts},
+};
 use crate::{error::Result, util::atomic_file};
 
 pub const RECORD_FILE: &str = "undo.json";
@@ -124,23 +124,7 @@ impl Serialize for Touches {
 
 impl<'de> Deserialize<'de> for Touches {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Rows;
-        impl<'de> Visitor<'de> for Rows {
-            type Value = Touches;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a list of files")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Touches, A::Error> {
-                let mut touches = Touches::default();
-                while let Some(touched) = list.next_element()? {
-                    touches.add(&touched).map_err(A::Error::custom)?;
-                }
-                Ok(touches)
-            }
-        }
-        deserializer.deserialize_seq(Rows)
+        json_list::collect(deserializer, "a list of files", Touches::add)
     }
 }
 
