@@ -23,6 +23,8 @@ const FILES = 30_000;
 const DIRECTORIES = 30;
 /** A restore that holds a description of each file needs more than this for so many. */
 const MEMORY = 48 * 1024 * 1024;
+/** A verification that holds a description of each entry needs more than this for so many. */
+const VERIFY_MEMORY = 22 * 1024 * 1024;
 const MODES = [0o644, 0o644, 0o644, 0o600, 0o444, 0o755, 0o664];
 
 /** Returns the type, mode, time and content of everything in a directory. */
@@ -88,6 +90,14 @@ test('many files are restored, replaced and put back in little memory', () => {
   expect(files(attributesOf(plugins))).toEqual(files(before));
   expect(measureKg('restore', '--undo', '--yes')).toMatchObject(inLittleMemory);
   expect(files(attributesOf(plugins))).toEqual(files(newer));
+});
+
+test('many files are verified in little memory', () => {
+  const { backUp, backups, measureKg } = setUp();
+  backUp();
+  const { status, peakBytes } = measureKg('backup', '--verify', 'latest', '--output', backups);
+  expect(status).toBe(0);
+  expect(peakBytes).toBeLessThan(VERIFY_MEMORY);
 });
 
 test('many files of a chain have the attributes of the newest backup', () => {

@@ -24,6 +24,8 @@ pub const FILE_LIST_ENTRY: &str = "files.jsonl";
 /// Maximum number of records. Together with `MAX_LINE_BYTES` it bounds the memory that a forged
 /// archive can take.
 pub const MAX_RECORDS: usize = 1 << 20;
+/// Maximum total length of the names and link targets of all entries in an archive.
+pub const MAX_NAMES_BYTES: usize = 96 * 1024 * 1024;
 /// Maximum length of a line. Path, entry and target have at most 4,096 bytes each, and JSON writes
 /// a byte in up to 6 characters.
 const MAX_LINE_BYTES: usize = 128 * 1024;

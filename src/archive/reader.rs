@@ -22,7 +22,7 @@ use super::{
     block_reader::Decoder,
     encryption::{Keys, read::Closed},
     errors::backup_not_found,
-    file_list::{FILE_LIST_ENTRY, FileList, ListParser, MAX_RECORDS},
+    file_list::{FILE_LIST_ENTRY, FileList, ListParser, MAX_NAMES_BYTES, MAX_RECORDS},
     file_record::Owner,
     first_format,
     manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest},
@@ -44,8 +44,6 @@ use crate::{
 
 /// Maximum number of entries: the records of a list, and the entries that describe them.
 const MAX_ENTRIES: usize = MAX_RECORDS + 3;
-/// Maximum total length of all names and link targets in an archive.
-const MAX_NAMES_BYTES: usize = 96 * 1024 * 1024;
 /// Maximum length of a manifest. Manifests of the first format list all files.
 pub const MAX_TEXT_BYTES: u64 = 256 * 1024 * 1024;
 const COPY_BYTES: usize = 128 * 1024;
@@ -105,8 +103,8 @@ pub fn read_archive(
 }
 
 /// Works like [`read_archive`], for a full archive, in little memory. It writes the list of files
-/// to `list`. Returns `None` if the archive is not a full one or has a problem. Then
-/// [`read_archive`] can say what the problem is.
+/// to `list`; the report has none. The second part is `None` if the archive is not a full one or has
+/// a problem. Then [`read_archive`] can say which problem.
 pub fn read_full_archive(
     path: &Path,
     keys: &Keys,
@@ -115,11 +113,11 @@ pub fn read_full_archive(
     list: &mut dyn Write,
     context: &OperationContext,
     phase: Phase,
-) -> Result<Option<(Manifest, Tallied)>> {
+) -> Result<(Report, Option<Tallied>)> {
     let tally = Some(Tally::new(list));
     let (report, tallied) = read_and_check(path, keys, beside, unpack, tally, context, phase)?;
     let is_intact = report.problems.is_empty();
-    Ok(report.manifest.zip(tallied).filter(|_| is_intact))
+    Ok((report, tallied.filter(|_| is_intact)))
 }
 
 fn read_and_check(

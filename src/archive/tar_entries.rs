@@ -10,8 +10,8 @@ use tar::EntryType;
 
 use super::file_record::{EntryKind, Owner};
 
-/// Maximum length of a path on Linux.
-const MAX_NAME_BYTES: u64 = 4096;
+/// Maximum length of a name or link target: that of a path on Linux.
+pub(super) const MAX_NAME_BYTES: u64 = 4096;
 
 /// One item of the tar.
 pub enum TarItem {

@@ -18,10 +18,11 @@ use sha2::{Digest, Sha256};
 use super::{
     block::{Compression, Content},
     block_writer::{Encoder, Sink, Written},
-    file_list::{FILE_LIST_ENTRY, FileListSummary, ListWriter, MAX_RECORDS},
+    file_list::{FILE_LIST_ENTRY, FileListSummary, ListWriter, MAX_NAMES_BYTES, MAX_RECORDS},
     file_record::{Blocks, EntryKind, FileRecord, Owner, Storage},
     manifest::{CHECKSUMMED, CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, checksum, checksums_line},
     reuse::ReuseSource,
+    tar_entries::MAX_NAME_BYTES,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -38,6 +39,8 @@ pub struct ArchiveWriter {
     checksums: BufWriter<File>,
     /// The digests of [`CHECKSUMMED`].
     digests: BTreeMap<String, String>,
+    /// The total length of the names and link targets of the entries.
+    names_bytes: usize,
 }
 
 /// The values that the caller of [`ArchiveWriter::finish`] puts into the manifest.
@@ -83,6 +86,7 @@ impl ArchiveWriter {
             checksums: spool()?,
             tar: tar::Builder::new(Encoder::new(sink, compression, earlier)?),
             digests: BTreeMap::new(),
+            names_bytes: 0,
         })
     }
 
@@ -96,7 +100,7 @@ impl ArchiveWriter {
         owner: Owner,
         data: impl EntryContent,
     ) -> Result<()> {
-        self.assert_room()?;
+        self.assert_room(&record)?;
         let Some(size) = record.entry_size() else {
             return Err(size_mismatch(&record, 0));
         };
@@ -111,7 +115,7 @@ impl ArchiveWriter {
             return Err(size_mismatch(&record, content.bytes));
         }
         if !record.kind.is_file() {
-            return self.add_unstored(&record);
+            return self.list.push(&record).map_err(spool_failed);
         }
         let digest = match content.hasher {
             Some(hasher) => Some(hasher.finalize().into()),
@@ -130,7 +134,7 @@ impl ArchiveWriter {
         record: FileRecord,
         owner: Owner,
     ) -> Result<DatabaseEntry<'_>> {
-        self.assert_room()?;
+        self.assert_room(&record)?;
         let mut header = header(record.size, record.mode, record.mtime.as_second(), owner);
         let begun = self
             .tar
@@ -141,7 +145,7 @@ impl ArchiveWriter {
 
     /// Adds a record for which the archive has no entry.
     pub fn add_unstored(&mut self, record: &FileRecord) -> Result<()> {
-        self.assert_room()?;
+        self.assert_room(record)?;
         self.list.push(record).map_err(spool_failed)
     }
 
@@ -201,18 +205,32 @@ impl ArchiveWriter {
         self.tar.get_mut()
     }
 
-    fn assert_room(&self) -> Result<()> {
-        if self.list.records() < MAX_RECORDS as u64 {
-            return Ok(());
+    /// Counts a record, and fails if no reader would accept it or the archive.
+    fn assert_room(&mut self, record: &FileRecord) -> Result<()> {
+        let target = record.target.as_deref().unwrap_or_default();
+        let longest = record.entry.len().max(target.len());
+        if longest as u64 > MAX_NAME_BYTES {
+            return Err(too_large(
+                format!(
+                    "{} has a name or target of {longest} bytes, which is more than the \
+                     {MAX_NAME_BYTES} bytes that an archive can contain",
+                    record.path
+                ),
+                "Exclude it with `excludePatterns`, or give it a shorter name",
+            ));
         }
-        Err(Error::new(
-            Code::Unsupported,
-            format!(
-                "The project has more than {MAX_RECORDS} files and directories, which is more than \
-                 an archive can contain"
-            ),
-            "Exclude directories of generated files with `excludePatterns`",
-        ))
+        self.names_bytes += record.entry.len() + target.len();
+        if self.list.records() == MAX_RECORDS as u64 || self.names_bytes > MAX_NAMES_BYTES {
+            return Err(too_large(
+                format!(
+                    "The project has more than {MAX_RECORDS} files and directories, or their names \
+                     together more than {MAX_NAMES_BYTES} bytes, which is more than an archive can \
+                     contain"
+                ),
+                "Exclude directories of generated files with `excludePatterns`",
+            ));
+        }
+        Ok(())
     }
 
     fn append(
@@ -283,6 +301,10 @@ impl ArchiveWriter {
             },
         })
     }
+}
+
+fn too_large(what: String, remedy: &str) -> Error {
+    Error::new(Code::Unsupported, what, remedy)
 }
 
 pub(super) fn size_mismatch(record: &FileRecord, bytes: u64) -> Error {
@@ -449,5 +471,65 @@ impl<'a> DatabaseEntry<'a> {
             size_mismatch(&self.record, self.record.size - self.bytes_left + bytes)
         })?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn directory(entry: &str) -> FileRecord {
+        let record = json!({ "path": format!(".kg/{entry}"), "entry": entry, "component": "files",
+            "type": "directory", "size": 0, "mode": 0o755, "mtime": "2024-01-15T02:00:00Z" });
+        serde_json::from_value(record).unwrap()
+    }
+
+    /// Takes everything and keeps nothing.
+    struct Nowhere;
+
+    impl Sink for Nowhere {}
+
+    impl Write for Nowhere {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Adds directories with these names and returns how many an archive takes, and the error.
+    fn fill(names: impl Iterator<Item = String>) -> (usize, Error) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive =
+            ArchiveWriter::new(Box::new(Nowhere), Compression::None, None, dir.path()).unwrap();
+        for (count, name) in names.enumerate() {
+            if let Err(error) = archive.add(directory(&name), (0, 0), io::empty()) {
+                return (count, error);
+            }
+        }
+        unreachable!("an archive takes everything");
+    }
+
+    #[test]
+    fn names_that_no_reader_would_accept_together_are_refused() {
+        let length = MAX_NAME_BYTES as usize;
+        let (count, error) = fill((0..).map(|number| format!("{number:0length$}")));
+        assert_eq!(count, MAX_NAMES_BYTES / length);
+        assert_eq!(error.code, Code::Unsupported);
+    }
+
+    #[test]
+    fn a_name_that_no_reader_would_accept_is_refused() {
+        let length = MAX_NAME_BYTES as usize;
+        let (count, error) = fill(
+            [length, length + 1]
+                .map(|length| "n".repeat(length))
+                .into_iter(),
+        );
+        assert_eq!((count, error.code), (1, Code::Unsupported));
     }
 }

@@ -109,7 +109,7 @@ pub fn unpack_full(
         .without_owners()
         .with_hints(hints)
         .with_early_sync(early_sync);
-    let read = read_full_archive(
+    let (report, tallied) = read_full_archive(
         archive,
         keys,
         beside.as_deref(),
@@ -119,11 +119,14 @@ pub fn unpack_full(
         Phase::Unpacking,
     )?;
     unpacking.end()?;
-    Ok(read.map(|(manifest, tallied)| UnpackedFull {
-        manifest,
-        records: tallied.records,
-        graph_database: tallied.graph_database,
-    }))
+    Ok(report
+        .manifest
+        .zip(tallied)
+        .map(|(manifest, tallied)| UnpackedFull {
+            manifest,
+            records: tallied.records,
+            graph_database: tallied.graph_database,
+        }))
 }
 
 /// Unpacks an archive that is a chain of its own.
