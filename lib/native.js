@@ -98,7 +98,7 @@ function backupDir(config) {
   return decode(addon.backupDir(encode(config)));
 }
 
-/** Returns what a scheduler does next; see src/node/schedule.rs. */
+/** Returns what a scheduler does next; see src/calls/schedule.rs. */
 function planSchedule(request) {
   return decode(addon.planSchedule(encode(request)));
 }

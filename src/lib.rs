@@ -17,6 +17,7 @@
 //! | layer | purpose |
 //! | --- | --- |
 //! | [`cli`], [`node`] | the command `kg` and the addon; only they use `clap` and `napi` |
+//! | [`calls`] | the calls of the JavaScript API: JSON in, JSON out |
 //! | [`service`] | the process of `kg serve`, run history, health, metrics, hooks after a backup |
 //! | [`commands`] | the user commands, such as back up, restore, prune or drill |
 //! | [`worker`] | opens the files of a live project; inside a host it is a separate process |
@@ -35,6 +36,7 @@
 //! `docs/internals/architecture.md` shows how they work together, and `docs/internals/decisions/` why.
 
 mod archive;
+mod calls;
 mod cli;
 mod commands;
 mod config;
