@@ -30,6 +30,7 @@ use kg_backup::internals::{
         reader::{Discard, read_archive},
         writer::{ArchiveWriter, Totals},
     },
+    place::Archive,
     project::Component,
     sqlite::{
         check::{Integrity, IntegrityStatus},
@@ -275,7 +276,7 @@ fn read(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let keys = Keys::default();
                 let report = read_archive(
-                    &path,
+                    &Archive::at(&path),
                     &keys,
                     None,
                     &mut Discard,

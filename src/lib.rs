@@ -26,6 +26,7 @@
 //! | [`schedule`] | when backups are made: a plan that receives the time as an argument |
 //! | [`store`] | the directory of archives: catalog, lock, pins, chains, retention |
 //! | [`archive`] | the container: tar, gzip or zstd blocks, manifest, checksums, seal, encryption |
+//! | [`place`] | where archives lie |
 //! | [`project`] | the contents of a project, and the path of its database |
 //! | [`salvage`] | rows out of damaged databases |
 //! | [`sqlite`] | databases at one commit, their checks, and their file format |
@@ -43,6 +44,7 @@ mod config;
 mod error;
 mod integrity;
 pub mod node;
+mod place;
 mod project;
 mod salvage;
 mod schedule;
@@ -84,6 +86,9 @@ pub mod internals {
     }
     pub mod integrity {
         pub use crate::integrity::*;
+    }
+    pub mod place {
+        pub use crate::place::*;
     }
     pub mod project {
         pub use crate::project::*;

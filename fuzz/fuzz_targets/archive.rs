@@ -11,6 +11,7 @@ use kg_backup::internals::{
         reader::{Discard, Unpack, read_archive},
         seal::Container,
     },
+    place::Archive,
     util::operation::{OperationContext, Phase},
 };
 use libfuzzer_sys::fuzz_target;
@@ -24,7 +25,7 @@ fuzz_target!(|content: &[u8]| {
     fs::write(&archive, [content, &seal].concat()).expect("a file");
     let read = |unpack: &mut dyn Unpack| {
         read_archive(
-            &archive,
+            &Archive::at(&archive),
             &Keys::default(),
             None,
             unpack,

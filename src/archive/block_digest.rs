@@ -42,7 +42,7 @@ pub fn is_as_written(
             return Ok(true);
         }
     }
-    let facts = SealedFile::new(File::open(path)?)?.finish(|| cancel.is_cancelled())?;
+    let facts = SealedFile::new(Box::new(File::open(path)?))?.finish(|| cancel.is_cancelled())?;
     Ok(hex(&facts.sha256) == record.sha256)
 }
 

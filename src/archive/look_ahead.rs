@@ -4,10 +4,7 @@
 //! decides what is unpacked while the whole archive is read and verified.
 
 use std::{
-    fs::File,
-    io::{Read, Seek, SeekFrom},
-    os::unix::fs::FileExt,
-    path::Path,
+    io::Read,
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     vec,
 };
@@ -22,7 +19,10 @@ use super::{
     seal::Container,
     tar_entries::{Entries, TarItem},
 };
-use crate::util::{regular_file, threads};
+use crate::{
+    place::{Archive, Bytes},
+    util::threads,
+};
 
 const READ_BYTES: usize = 128 * 1024;
 /// How many pieces of the list a thread reads ahead.
@@ -30,7 +30,7 @@ const PIECES_AHEAD: usize = 4;
 
 /// Returns the list of an archive. `json` is the text of its sidecar, and `beside` the manifest in
 /// it. `None` if the sidecar does not tell where the list is, or if there is none.
-pub fn file_list(archive: &Path, json: &[u8], beside: &Manifest) -> Option<FileList> {
+pub fn file_list(archive: &Archive, json: &[u8], beside: &Manifest) -> Option<FileList> {
     if let Some(files) = first_format::file_list(json, beside) {
         return (!beside.encrypted).then_some(files);
     }
@@ -43,9 +43,9 @@ pub fn file_list(archive: &Path, json: &[u8], beside: &Manifest) -> Option<FileL
 }
 
 /// Opens an archive where its list of files begins.
-fn open(archive: &Path, beside: &Manifest) -> Option<Box<dyn Read + Send>> {
+fn open(archive: &Archive, beside: &Manifest) -> Option<Box<dyn Read + Send>> {
     let offset = beside.archive.as_ref()?.list_offset?;
-    let file = regular_file::open_linked(archive).ok()?;
+    let file = archive.open().ok()?;
     decompressed(file, offset).filter(|_| !beside.encrypted)
 }
 
@@ -68,7 +68,7 @@ pub struct Hints {
 impl Hints {
     /// Starts to read the list of an archive. `None` if the sidecar does not tell where the list
     /// is, or if the system refuses a thread.
-    pub fn of(archive: &Path, beside: Option<&Manifest>) -> Option<Hints> {
+    pub fn of(archive: &Archive, beside: Option<&Manifest>) -> Option<Hints> {
         let from = open(archive, beside?)?;
         let (sender, received) = sync_channel(PIECES_AHEAD);
         threads::start("kg-hints", move || send_hints(from, &sender)).ok()?;
@@ -109,14 +109,14 @@ fn send_hints(from: impl Read, sender: &SyncSender<Vec<Hint>>) -> Option<()> {
 }
 
 /// Decompresses a file from the block at `offset` on.
-fn decompressed(mut file: File, offset: u64) -> Option<Box<dyn Read + Send>> {
+fn decompressed(mut file: Box<dyn Bytes>, offset: u64) -> Option<Box<dyn Read + Send>> {
     let mut start = [0; 4];
     file.read_exact_at(&mut start, offset).ok()?;
-    file.seek(SeekFrom::Start(offset)).ok()?;
+    file.seek_to(offset).ok()?;
     Some(match Container::of(&start) {
         Container::Gzip => Box::new(MultiGzDecoder::new(file)),
         Container::Zstd => Box::new(zstd::Decoder::new(file).ok()?),
-        Container::Plain => Box::new(file),
+        Container::Plain => file,
     })
 }
 

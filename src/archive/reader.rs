@@ -12,7 +12,6 @@
 
 use std::{
     io::{self, Read, Write},
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -34,11 +33,11 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
+    place::Archive,
     util::{
         hex::hex,
         operation::{OperationContext, Phase},
         progress::ByteProgress,
-        regular_file,
     },
 };
 
@@ -84,21 +83,21 @@ impl Unpack for Discard {
     }
 }
 
-/// Reads the archive at `path`. `beside` is the text of the sidecar, if there is one.
+/// Reads an archive. `beside` is the text of the sidecar, if there is one.
 ///
 /// The report lists damage. It holds a description of each entry and the list of files, so it takes
 /// memory for each file. The function fails if the file cannot be read, `keys` do not open it,
 /// or its format is newer (`KG_FORMAT_NEWER`). It also fails if `unpack` cannot store an entry or
 /// the operation is cancelled.
 pub fn read_archive(
-    path: &Path,
+    archive: &Archive,
     keys: &Keys,
     beside: Option<&[u8]>,
     unpack: &mut dyn Unpack,
     context: &OperationContext,
     phase: Phase,
 ) -> Result<Report> {
-    let (report, _) = read_and_check(path, keys, beside, unpack, None, context, phase)?;
+    let (report, _) = read_and_check(archive, keys, beside, unpack, None, context, phase)?;
     Ok(report)
 }
 
@@ -106,7 +105,7 @@ pub fn read_archive(
 /// to `list`; the report has none. The second part is `None` if the archive is not a full one or has
 /// a problem. Then [`read_archive`] can say which problem.
 pub fn read_full_archive(
-    path: &Path,
+    archive: &Archive,
     keys: &Keys,
     beside: Option<&[u8]>,
     unpack: &mut dyn Unpack,
@@ -115,13 +114,13 @@ pub fn read_full_archive(
     phase: Phase,
 ) -> Result<(Report, Option<Tallied>)> {
     let tally = Some(Tally::new(list));
-    let (report, tallied) = read_and_check(path, keys, beside, unpack, tally, context, phase)?;
+    let (report, tallied) = read_and_check(archive, keys, beside, unpack, tally, context, phase)?;
     let is_intact = report.problems.is_empty();
     Ok((report, tallied.filter(|_| is_intact)))
 }
 
 fn read_and_check(
-    path: &Path,
+    archive: &Archive,
     keys: &Keys,
     beside: Option<&[u8]>,
     unpack: &mut dyn Unpack,
@@ -129,19 +128,19 @@ fn read_and_check(
     context: &OperationContext,
     phase: Phase,
 ) -> Result<(Report, Option<Tallied>)> {
-    let failed = |cause| unreadable(path, cause);
-    let file = regular_file::open_linked(path).map_err(failed)?;
+    let failed = |cause| unreadable(archive, cause);
+    let file = archive.open().map_err(failed)?;
     let file = match SealedFile::open(file, keys) {
         Ok(file) => file,
         Err(Closed::Io(cause)) => return Err(failed(cause)),
         Err(Closed::Key(error)) if error.code == Code::NotEncrypted => {
             return Err(Error {
-                message: format!("{}: {}", path.display(), error.message),
+                message: format!("{archive}: {}", error.message),
                 ..error
             });
         }
         Err(closed) => {
-            let report = closed_archive(path, closed, beside, context)?;
+            let report = closed_archive(archive, closed, beside, context)?;
             return Ok((report, None));
         }
     };
@@ -164,7 +163,7 @@ fn read_and_check(
     read_rest(&mut decoder, &mut contents);
     let facts = decoder.finish(|| progress.report())?;
     context.report(phase, size_bytes, size_bytes)?;
-    let manifest = parse_manifest(path, facts.sealed, &mut contents)?;
+    let manifest = parse_manifest(archive, facts.sealed, &mut contents)?;
     verify::damages(decoder.damages(), &mut contents);
     verify::seal(&facts, &mut contents);
     let files = match &manifest {
@@ -176,7 +175,7 @@ fn read_and_check(
         Err(problem) => (FileList::default(), Some(problem)),
     };
     verify::beside(&facts, manifest.as_ref(), &files, beside, &mut contents);
-    verify::name(path, &facts, &mut contents);
+    verify::name(archive.name(), &facts, &mut contents);
     contents.problems.extend(problem);
     let tallied = match (tally, &manifest) {
         (Some(tally), Some(manifest)) => tally.finish(manifest),
@@ -200,13 +199,13 @@ fn read_and_check(
 /// Parses the manifest. A missing or invalid one is a problem of the archive. Fails with
 /// `KG_FORMAT_NEWER` if the archive is complete and has a newer format.
 fn parse_manifest(
-    path: &Path,
+    archive: &Archive,
     is_sealed: bool,
     contents: &mut Contents,
 ) -> Result<Option<Manifest>> {
     let problem = match contents.manifest.as_deref() {
         None => "It contains no manifest".into(),
-        Some(json) => match Manifest::parse(json, &path.display().to_string()) {
+        Some(json) => match Manifest::parse(json, &archive.to_string()) {
             Ok(manifest) => return Ok(Some(manifest)),
             Err(error) if error.code == Code::FormatNewer && is_sealed => return Err(error),
             Err(error) => error.message,
@@ -239,7 +238,7 @@ fn read_list(
 /// Reports on an encrypted archive that cannot be opened. The sidecar shows whether the key is
 /// wrong or the file was changed.
 fn closed_archive(
-    path: &Path,
+    archive: &Archive,
     closed: Closed,
     beside: Option<&[u8]>,
     context: &OperationContext,
@@ -249,12 +248,10 @@ fn closed_archive(
     {
         return Err(error.clone());
     }
-    let read = || {
-        SealedFile::new(regular_file::open_linked(path)?)?.finish(|| context.cancel.is_cancelled())
-    };
+    let read = || SealedFile::new(archive.open()?)?.finish(|| context.cancel.is_cancelled());
     let facts = read();
     context.cancel.check()?;
-    let facts = facts.map_err(|cause| unreadable(path, cause))?;
+    let facts = facts.map_err(|cause| unreadable(archive, cause))?;
     let mut contents = Contents::default();
     verify::beside(&facts, None, &FileList::default(), beside, &mut contents);
     match closed {
@@ -280,11 +277,11 @@ fn closed_archive(
 
 /// Returns the error for an archive that could not be read. If the file is missing, for example
 /// because another process has just removed it, the code is `KG_BACKUP_NOT_FOUND`.
-pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
+pub fn unreadable(archive: &Archive, cause: io::Error) -> Error {
     if cause.kind() != io::ErrorKind::NotFound {
-        return Error::io("read", archive, cause);
+        return Error::io("read", &archive.path(), cause);
     }
-    backup_not_found(format!("{} no longer exists", archive.display())).with_cause(cause)
+    backup_not_found(format!("{archive} no longer exists")).with_cause(cause)
 }
 
 /// Why reading ends before the end of the tar. The archive has a problem then.
@@ -482,6 +479,8 @@ fn read_rest(decoder: &mut Decoder, contents: &mut Contents) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -489,7 +488,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let read = |path: &Path| {
             read_archive(
-                path,
+                &Archive::at(path),
                 &Keys::default(),
                 None,
                 &mut Discard,

@@ -1,6 +1,6 @@
 //! The result of reading an archive.
 
-use std::{ops::Range, path::Path};
+use std::ops::Range;
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use super::{
     tar_entries::Head,
     verify::ChecksumsCheck,
 };
-use crate::{error::Result, util::digest::Sha256Digest};
+use crate::{error::Result, place::Archive, util::digest::Sha256Digest};
 
 /// Maximum number of problems listed separately. The others are counted in one problem.
 pub(super) const MAX_PROBLEMS: usize = 100;
@@ -91,15 +91,14 @@ pub struct Report {
 impl Report {
     /// Returns the manifest and the list of an intact archive. Otherwise it returns the first
     /// problem as an error (`KG_CHECKSUM_MISMATCH`).
-    pub fn intact(self, archive: &Path) -> Result<(Manifest, FileList)> {
+    pub fn intact(self, archive: &Archive) -> Result<(Manifest, FileList)> {
         match (self.problems.into_iter().next(), self.manifest) {
             (None, Some(manifest)) => Ok((manifest, self.files)),
             (problem, _) => {
                 let what =
                     problem.map_or("it has no manifest".to_string(), |problem| problem.message);
                 Err(checksum_mismatch(format_args!(
-                    "{} is not what was written: {what}",
-                    archive.display()
+                    "{archive} is not what was written: {what}"
                 )))
             }
         }

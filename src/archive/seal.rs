@@ -10,10 +10,7 @@
 //! * in a zstd archive, a skippable frame (RFC 8878, 3.1.2);
 //! * in a plain tar, a block after the two blocks that end it.
 
-use std::{
-    fs::File,
-    io::{self, Cursor, Read},
-};
+use std::io::{self, Cursor, Read};
 
 use sha2::{Digest, Sha256};
 
@@ -21,6 +18,7 @@ use super::encryption::{
     Keys,
     read::{Closed, Decrypting, is_encrypted},
 };
+use crate::place::Bytes;
 
 pub const DIGEST_BYTES: usize = 32;
 const REST_PIECE_BYTES: usize = 256 * 1024;
@@ -104,7 +102,7 @@ pub struct SealedFile {
 }
 
 enum Source {
-    Plain(File),
+    Plain(Box<dyn Bytes>),
     Encrypted(Box<Decrypting>),
 }
 
@@ -132,18 +130,18 @@ pub struct FileFacts {
 impl SealedFile {
     /// Reads `file` without decryption. It must be at its beginning. For an encrypted file, only
     /// the size and the digest are meaningful.
-    pub fn new(file: File) -> io::Result<Self> {
-        let size_bytes = file.metadata()?.len();
+    pub fn new(file: Box<dyn Bytes>) -> io::Result<Self> {
+        let size_bytes = file.size_bytes()?;
         SealedFile::of(Source::Plain(file), size_bytes, size_bytes)
     }
 
     /// Opens an archive and decrypts it if it is encrypted.
-    pub fn open(file: File, keys: &Keys) -> Result<Self, Closed> {
-        if !is_encrypted(&file).map_err(Closed::Io)? {
+    pub fn open(file: Box<dyn Bytes>, keys: &Keys) -> Result<Self, Closed> {
+        if !is_encrypted(&*file).map_err(Closed::Io)? {
             keys.accept_plain().map_err(Closed::Key)?;
             return SealedFile::new(file).map_err(Closed::Io);
         }
-        let size_bytes = file.metadata().map_err(Closed::Io)?.len();
+        let size_bytes = file.size_bytes().map_err(Closed::Io)?;
         let decrypting = Decrypting::new(file, size_bytes, keys)?;
         let archive_bytes = decrypting.content_bytes();
         SealedFile::of(
@@ -238,7 +236,10 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file.rewind().unwrap();
-        SealedFile::new(file).unwrap().finish(|| false).unwrap()
+        SealedFile::new(Box::new(file))
+            .unwrap()
+            .finish(|| false)
+            .unwrap()
     }
 
     #[test]

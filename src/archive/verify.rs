@@ -1,6 +1,6 @@
 //! Compares the content of an archive with its manifests.
 
-use std::{collections::HashMap, os::unix::ffi::OsStrExt, path::Path};
+use std::{collections::HashMap, os::unix::ffi::OsStrExt};
 
 use super::{
     block_reader::Damage,
@@ -126,11 +126,8 @@ fn sidecar(message: &str) -> Problem {
 
 /// Reports an archive whose name says that it is encrypted although it is not. Somebody may have
 /// put it in the place of the encrypted one.
-pub fn name(path: &Path, facts: &FileFacts, contents: &mut Contents) {
-    let is_named = path
-        .file_name()
-        .is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
-    if is_named && !facts.encrypted {
+pub fn name(name: &str, facts: &FileFacts, contents: &mut Contents) {
+    if encryption::is_named(name) && !facts.encrypted {
         let message = "Its name says that it is encrypted, but it is not".to_string();
         contents
             .problems

@@ -196,7 +196,7 @@ fn create(config: Config, options: CreateOptions, context: &OperationContext) ->
 fn latest(config: Config) -> Result<Value> {
     let store = store(config)?.1;
     let latest = store.latest()?;
-    let doubts = store.doubts("latest", &latest.path, None);
+    let doubts = store.doubts("latest", &latest.archive, None);
     value(latest.with_warnings(doubts))
 }
 

@@ -404,7 +404,7 @@ fn print_created(created: &Created, output: &Output) {
     output.result(created);
     let backup = &created.backup;
     output.warnings(&backup.warnings);
-    output.line(format!("Backup created: {}", backup.path.display()));
+    output.line(format!("Backup created: {}", backup.archive));
     output.line(format!("  id        {}", backup.id));
     let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));
     output.line(format!(
@@ -470,7 +470,7 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
     drop(watched);
     output.result(&report);
     output.warnings(&report.warnings);
-    let path = report.path.display();
+    let path = &report.path;
     if report.valid {
         output.line(format!(
             "{path}: every byte is as it was written ({}, {} ms)",
@@ -559,7 +559,7 @@ fn list_warnings(store: &Store, listing: &Listing) -> Vec<Warning> {
         let (count, dir) = (unlisted.len(), store.dir().display());
         let message = format!(
             "{count} archives or manifests in {dir} cannot be used as backups; the first: {}: {}",
-            first.path.display(),
+            first.archive,
             first.why()
         );
         warnings.push(Warning::new(WarningCode::Store, message));
@@ -575,7 +575,7 @@ fn list_warnings(store: &Store, listing: &Listing) -> Vec<Warning> {
     warnings.extend(emptied);
     let preferred = store.preferred(backups.to_vec());
     if let Some(latest) = newest_good(&preferred) {
-        warnings.extend(store.doubts("latest", &latest.path, None));
+        warnings.extend(store.doubts("latest", &latest.archive, None));
     }
     warnings
 }

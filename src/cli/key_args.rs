@@ -24,8 +24,8 @@ use crate::{
     },
     config::Settings,
     error::{Code, Error, Result},
+    place::Archive,
     store::Store,
-    util::regular_file,
     worker::client::WorkerMode,
 };
 
@@ -137,8 +137,9 @@ impl KeyArgs {
 
     /// Returns the store with keys that open `archive`. On a terminal, the user is asked for a
     /// passphrase if no key is named. With `ask`, keys of the settings do not prevent the question.
-    pub fn unlock(&self, store: Store, archive: &Path, ask: bool) -> Result<Store> {
-        let lock = regular_file::open_linked(archive)
+    pub fn unlock(&self, store: Store, archive: &Archive, ask: bool) -> Result<Store> {
+        let lock = archive
+            .open()
             .and_then(lock_of)
             .map_err(|cause| unreadable(archive, cause))?;
         let is_given = self.are_given() || named_by(PASSPHRASE_FILE).is_some();
@@ -149,8 +150,7 @@ impl KeyArgs {
             return Ok(store);
         }
         let typed = Keys::of(Keyring::of_passphrase(typed(&format!(
-            "Passphrase of {}: ",
-            archive.display()
+            "Passphrase of {archive}: "
         ))?));
         // The typed passphrase opens this backup. It encrypts new ones only if no other key does.
         let has_readers = !store

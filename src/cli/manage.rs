@@ -152,7 +152,7 @@ fn run_consolidate(
     drop(watched);
     output.result(&backup);
     print_store_warnings(&backup, output);
-    output.line(format!("Backup created: {}", backup.path.display()));
+    output.line(format!("Backup created: {}", backup.archive));
     output.line(format!(
         "  id        {}, with the content of {id} and without a base",
         backup.id

@@ -22,6 +22,7 @@ use crate::{
     },
     config::{Settings, backup_config::DEFAULT_UNDO_RETENTION_DAYS},
     error::{Error, Result},
+    place::Archive,
     project::{Component, Project, STATE_DIR},
     store::described_beside,
     worker::{client::WorkerMode, restore::salvage::UNDO_OF},
@@ -158,7 +159,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
 /// Fails with `KG_INVALID_OPTION` if the project was found above the working directory and the
 /// backup is not known to belong to it. If `.kg` was lost, the user probably means the working
 /// directory.
-fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
+fn assert_meant(root: &Path, archive: &Archive) -> Result<()> {
     let Ok(project) = Project::open(root) else {
         return Ok(());
     };
@@ -175,9 +176,8 @@ fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "This directory contains no .kg, and {} is not known to belong to {}, the nearest project \
-         above it",
-        archive.display(),
+        "This directory contains no .kg, and {archive} is not known to belong to {}, the nearest \
+         project above it",
         project.root().display()
     );
     Err(Error::invalid(

@@ -78,8 +78,14 @@ pub fn consolidate(
     let dir = new.scratch().join(UNPACKED);
     fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
     let everything = EntryFilter::default();
-    let mut state = chain::unpack(&backup.path, &everything, Some(&dir), store.keys(), context)
-        .map_err(no_room)?;
+    let mut state = chain::unpack(
+        &backup.archive,
+        &everything,
+        Some(&dir),
+        store.keys(),
+        context,
+    )
+    .map_err(no_room)?;
     add_digests(&mut state, &dir, context)?;
     // The full backup at the start of the chain contains most of the blocks.
     let earlier = reuse_source(
@@ -107,7 +113,7 @@ pub fn consolidate(
     assert_same(&state, &manifest)?;
     context.cancel.check()?;
     let (made, _) = new.publish(manifest, written)?;
-    let warnings_of_keys = store.key_warnings(&made.path);
+    let warnings_of_keys = store.key_warnings(&made.archive);
     Ok(made
         .with_warnings(warnings)
         .with_warnings(unsupported::warnings(&[store.dir()]))

@@ -3,7 +3,6 @@
 
 use std::{
     io,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -17,6 +16,7 @@ use crate::{
         report::{Problem, ProblemCode, Report},
     },
     error::{Code, Result, Warning},
+    place::Archive,
     store::{Store, chain, manifest_beside},
     util::operation::{OperationContext, Phase},
 };
@@ -28,7 +28,8 @@ pub struct CheckReport {
     /// Whether every byte of the archive is as it was written and the sidecar agrees with it.
     pub valid: bool,
     pub problems: Vec<Problem>,
-    pub path: PathBuf,
+    /// The archive; serialized as its path.
+    pub path: Archive,
     /// The manifest inside the archive; absent if it could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<Manifest>,
@@ -55,9 +56,9 @@ pub fn check_backup(
     context: &OperationContext,
 ) -> Result<CheckReport> {
     let began = Instant::now();
-    let path = store.locate(reference)?;
-    let mut warnings = store.doubts(reference, &path, None);
-    let (report, of_chain) = match chain::members(&path, store.keys(), context) {
+    let archive = store.locate(reference)?;
+    let mut warnings = store.doubts(reference, &archive, None);
+    let (report, of_chain) = match chain::members(&archive, store.keys(), context) {
         Ok(links) if links.len() > 1 => {
             let (mut reports, state) = chain::read_state(&links, store.keys(), context)?;
             let of_chain = chain::problems(&links, &reports, state.is_some());
@@ -79,15 +80,15 @@ pub fn check_backup(
     };
     let mut report = match report {
         Some(report) => report,
-        None => check_archive(&path, store, list_files, context)?,
+        None => check_archive(&archive, store, list_files, context)?,
     };
     report.problems.extend(of_chain);
-    warnings.extend(store.key_warnings(&path));
-    warnings.extend(store.plain_warning(&path));
+    warnings.extend(store.key_warnings(&archive));
+    warnings.extend(store.plain_warning(&archive));
     Ok(CheckReport {
         valid: report.problems.is_empty() && report.manifest.is_some(),
         problems: report.problems,
-        path,
+        path: archive,
         manifest: report.manifest,
         files: list_files.then(|| report.files.into_records()),
         size: report.size_bytes,
@@ -100,24 +101,38 @@ pub fn check_backup(
 /// Checks an archive that is a chain of its own. Without `list_files`, the check of an intact full
 /// backup takes memory that hardly grows with the number of files.
 fn check_archive(
-    path: &Path,
+    archive: &Archive,
     store: &Store,
     list_files: bool,
     context: &OperationContext,
 ) -> Result<Report> {
-    let beside = manifest_beside(path)?;
+    let beside = manifest_beside(archive)?;
     let (keys, beside) = (store.keys(), beside.as_deref());
     let mut found = Vec::new();
     if !list_files {
         let (unpack, list) = (&mut Discard, &mut io::sink());
-        let (report, tallied) =
-            read_full_archive(path, keys, beside, unpack, list, context, Phase::Verifying)?;
+        let (report, tallied) = read_full_archive(
+            archive,
+            keys,
+            beside,
+            unpack,
+            list,
+            context,
+            Phase::Verifying,
+        )?;
         if tallied.is_some() {
             return Ok(report);
         }
         found = report.problems;
     }
-    let mut report = read_archive(path, keys, beside, &mut Discard, context, Phase::Verifying)?;
+    let mut report = read_archive(
+        archive,
+        keys,
+        beside,
+        &mut Discard,
+        context,
+        Phase::Verifying,
+    )?;
     // A disk that returns other bytes the second time does not make the first ones right.
     if report.problems.is_empty() {
         report.problems = found;

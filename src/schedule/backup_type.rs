@@ -84,7 +84,7 @@ mod tests {
         Backup {
             id: id.into(),
             kind,
-            path: "archive".into(),
+            archive: crate::place::Archive::at("archive".as_ref()),
             size: 1,
             sidecar_size: 0,
             checksum: String::new(),

@@ -249,8 +249,7 @@ impl<'a> Service<'a> {
                 let took = run.duration_ms as f64 / 1000.0;
                 self.log.line(&format!(
                     "made {}, {} bytes in {took:.1} s",
-                    backup.path.display(),
-                    backup.size
+                    backup.archive, backup.size
                 ));
                 if backup.incomplete {
                     self.log.line(&format!(

@@ -230,11 +230,11 @@ mod tests {
             let second = write(&new, compression, &pieces, Some(Arc::new(earlier))).unwrap();
             prop_assert_eq!(content(&new, compression), pieces.concat());
             prop_assert_eq!(second.reused_bytes > 0, kept_any);
-            let facts = SealedFile::new(File::open(&new).unwrap()).unwrap().finish(|| false).unwrap();
+            let facts = SealedFile::new(Box::new(File::open(&new).unwrap())).unwrap().finish(|| false).unwrap();
             prop_assert!(facts.sealed && facts.sha256 == second.file.sha256 && facts.size_bytes == second.file.size_bytes);
             // The content is not a tar file, so the archive is not one of ours, but every block is
             // readable.
-            let report = read_archive(&new, &Keys::default(), None, &mut Discard, &OperationContext::default(), Phase::Verifying).unwrap();
+            let report = read_archive(&crate::place::Archive::at(&new), &Keys::default(), None, &mut Discard, &OperationContext::default(), Phase::Verifying).unwrap();
             prop_assert!(report.problems.iter().all(|problem| !problem.message.contains("block")), "{:?}", report.problems);
         }
     }

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     archive::{encryption, errors::backup_not_found, reader::unreadable},
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
+    place::Archive,
     project::Component,
     util::regular_file,
 };
@@ -64,7 +65,7 @@ impl Store {
                 Err(_) => {}
             }
         }
-        let dir = self.dir.display();
+        let dir = self.dir().display();
         Err(backup_not_found(format!("{dir} contains no backup {id}")))
     }
 
@@ -75,7 +76,7 @@ impl Store {
 
     /// Returns whether an entry of that name exists, including a dangling link.
     pub(super) fn has_file(&self, name: &str) -> Result<bool> {
-        let path = self.dir.join(name);
+        let path = self.dir().join(name);
         match fs::symlink_metadata(&path) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
             found => found
@@ -87,20 +88,20 @@ impl Store {
     /// Returns the archive with that id, whether it is listed or was copied here without its
     /// sidecar. If there are several, for example a decrypted copy next to the encrypted archive,
     /// returns the one with that checksum.
-    pub fn archive_of(&self, id: &str, checksum: Option<&str>) -> Option<PathBuf> {
+    pub fn archive_of(&self, id: &str, checksum: Option<&str>) -> Option<Archive> {
         let archives = names::archives_of_id(id);
         let is_it = |name: &&String| {
             self.judge(name)
                 .is_ok_and(|found| Some(found.checksum.as_str()) == checksum)
         };
         let is_there = |name: &&String| {
-            led_to(&self.dir.join(name), &ARCHIVE_ENDINGS).is_ok_and(|end| end.is_file())
+            led_to(&self.dir().join(name), &ARCHIVE_ENDINGS).is_ok_and(|end| end.is_file())
         };
         archives
             .iter()
             .find(is_it)
             .or(archives.iter().find(is_there))
-            .map(|name| self.dir.join(name))
+            .map(|name| self.place.archive(name))
     }
 
     /// Returns the newest good backup, or else the newest. Prefers the requested project if it has
@@ -130,7 +131,7 @@ impl Store {
     /// Returns the error for a store without backups, which explains any archives that are not
     /// listed.
     fn empty(&self) -> Result<Error> {
-        let (dir, archives) = (self.dir.display(), self.archive_names()?.len());
+        let (dir, archives) = (self.dir().display(), self.archive_names()?.len());
         Ok(if archives == 0 {
             let remedy = "Make a backup with `kg diag backup`, or name the directory that contains \
                           the backups";
@@ -148,10 +149,10 @@ impl Store {
 
     /// Works like [`Store::locate`], but resolves `latest` to a backup that contains one of the
     /// requested components.
-    pub fn locate_holding(&self, reference: &str, only: Option<&[Component]>) -> Result<PathBuf> {
+    pub fn locate_holding(&self, reference: &str, only: Option<&[Component]>) -> Result<Archive> {
         match only {
             Some(only) if is_latest(reference) && !Path::new(reference).is_file() => {
-                self.latest_holding(only).map(|backup| backup.path)
+                self.latest_holding(only).map(|backup| backup.archive)
             }
             _ => self.locate(reference),
         }
@@ -188,7 +189,7 @@ impl Store {
 
     /// Returns the archive that `reference` names: a path, `latest`, an id, or the file name of an
     /// archive in this store.
-    pub fn locate(&self, reference: &str) -> Result<PathBuf> {
+    pub fn locate(&self, reference: &str) -> Result<Archive> {
         let path = Path::new(reference);
         if reference.is_empty() {
             return Err(Error::invalid(
@@ -200,34 +201,34 @@ impl Store {
             return archive_at(path);
         }
         if is_latest(reference) {
-            return self.latest().map(|backup| backup.path);
+            return self.latest().map(|backup| backup.archive);
         }
         if !names::archives_of_id(reference).is_empty() {
-            return self.get(reference).map(|backup| backup.path);
+            return self.get(reference).map(|backup| backup.archive);
         }
-        if names::id_of_archive(reference).is_some() && self.dir.join(reference).is_file() {
-            return archive_at(&self.dir.join(reference));
+        if names::id_of_archive(reference).is_some() && self.dir().join(reference).is_file() {
+            return archive_at(&self.dir().join(reference));
         }
         if let Err(Flaw::Unread(error)) = led_to(path, &ARCHIVE_ENDINGS) {
             return Err(error);
         }
         Err(backup_not_found(format!(
             "There is no file {reference} and no such backup in {}",
-            self.dir.display()
+            self.dir().display()
         )))
     }
 
     /// Describes an entry that is not listed, using only names and manifests. Returns `None` for an
     /// entry that is known to belong to another project.
     fn unlisted(&self, name: &str, flaw: Flaw) -> Option<Unlisted> {
-        let path = self.dir.join(name);
-        let of = described_beside(&path)
+        let archive = self.place.archive(name);
+        let of = described_beside(&archive)
             .ok()
             .flatten()
             .and_then(|manifest| manifest.project);
         let is_of_another = self.project.is_some() && of.is_some() && of != self.project;
         let id = names::id_of_archive(name).filter(|_| !is_of_another)?;
-        Some(Unlisted { id, path, flaw })
+        Some(Unlisted { id, archive, flaw })
     }
 
     /// Returns warnings if `latest`, or a link of that name, resolves to `archive`. One names newer
@@ -235,16 +236,21 @@ impl Store {
     ///
     /// `target` is the restore target. An empty or missing directory belongs to no project, so for
     /// it the second warning appears only if the store contains several projects.
-    pub fn doubts(&self, reference: &str, archive: &Path, target: Option<&Path>) -> Vec<Warning> {
+    pub fn doubts(
+        &self,
+        reference: &str,
+        archive: &Archive,
+        target: Option<&Path>,
+    ) -> Vec<Warning> {
         let name = Path::new(reference)
             .file_name()
             .and_then(|name| name.to_str())
             .unwrap_or_default();
-        let Some(dir) = archive.parent().filter(|_| is_latest(name)) else {
+        if !is_latest(name) {
             return Vec::new();
-        };
+        }
         let store = Store {
-            dir: dir.to_path_buf(),
+            place: archive.place().clone(),
             ..self.clone()
         };
         let Listing { backups, unlisted } = match store.read() {
@@ -257,7 +263,7 @@ impl Store {
                 return vec![Warning::new(WarningCode::PassedOver, message)];
             }
         };
-        let named = |backup: &&Backup| backup.path.file_name() == archive.file_name();
+        let named = |backup: &&Backup| backup.archive.name() == archive.name();
         let Some(chosen) = backups.iter().find(named).cloned() else {
             return Vec::new();
         };
@@ -270,7 +276,7 @@ impl Store {
         let is_other = !self.is_own(&chosen)
             && (self.home.is_some() || target.is_some_and(|target| !may_be_meant(target)));
         let of_another = is_other.then(|| {
-            let (id, dir) = (&chosen.id, dir.display());
+            let (id, dir) = (&chosen.id, store.dir().display());
             let message = format!(
                 "`{name}` means {id}, which belongs to another project, or to this project before \
                  it was moved: name the backup that you want, see \
@@ -297,8 +303,8 @@ impl Store {
 
     /// Returns the file names of all archives, and the archive names that the sidecars belong to.
     fn names(&self) -> Result<(Vec<String>, Vec<String>)> {
-        let failed = |cause| Error::io("read", &self.dir, cause);
-        let entries = match fs::read_dir(&self.dir) {
+        let failed = |cause| Error::io("read", self.dir(), cause);
+        let entries = match fs::read_dir(self.dir()) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
             entries => entries.map_err(failed)?,
         };
@@ -329,7 +335,8 @@ impl Store {
     /// Returns the backup with that archive name as its manifest describes it, or why it is not a
     /// backup.
     pub(super) fn judge(&self, archive_name: &str) -> std::result::Result<Backup, Flaw> {
-        let path = self.dir.join(archive_name);
+        let archive = self.place.archive(archive_name);
+        let path = archive.path();
         // The archive is opened because one that cannot be opened cannot be restored.
         let end = led_to(&path, &ARCHIVE_ENDINGS)?;
         let size = match regular_file::open(&end).and_then(|file| file.metadata()) {
@@ -337,13 +344,13 @@ impl Store {
             Err(cause) if is_absent(&cause) => return Err(Flaw::NoArchive),
             Err(cause) => return Err(Flaw::Unread(Error::io("read", &path, cause))),
         };
-        let manifest = match sidecar(&path).map_err(Flaw::Unread)? {
+        let manifest = match sidecar(&archive).map_err(Flaw::Unread)? {
             Sidecar::Manifest(manifest) => *manifest,
             Sidecar::Missing => return Err(Flaw::NoManifest),
             Sidecar::Invalid => return Err(Flaw::Misfit),
         };
-        let mut backup = Backup::new(path, manifest).ok_or(Flaw::Misfit)?;
-        backup.linked_to = Some(end).filter(|end| *end != backup.path);
+        let mut backup = Backup::new(archive, manifest).ok_or(Flaw::Misfit)?;
+        backup.linked_to = Some(end).filter(|end| *end != path);
         let fits =
             backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id);
         if fits { Ok(backup) } else { Err(Flaw::Misfit) }
@@ -438,8 +445,8 @@ pub(super) fn assert_none_unread_after(
 pub struct Unlisted {
     /// The id of the backup, taken from the file name.
     pub id: String,
-    /// The path of the archive, which may be missing.
-    pub path: PathBuf,
+    /// The archive, which may be missing.
+    pub archive: Archive,
     pub flaw: Flaw,
 }
 
@@ -479,9 +486,7 @@ impl Unlisted {
     }
 
     pub(super) fn is_encrypted(&self) -> bool {
-        self.path
-            .file_name()
-            .is_some_and(|name| encryption::is_named(&name.to_string_lossy()))
+        encryption::is_named(self.archive.name())
     }
 
     /// Returns whether the entry began after `backup`, judging by the names.
@@ -508,8 +513,8 @@ fn is_latest(reference: &str) -> bool {
 ///
 /// A file that is not named like an archive is never opened. It could be a database that this
 /// process has open, and closing it would drop the locks.
-fn archive_at(path: &Path) -> Result<PathBuf> {
-    let end = fs::canonicalize(path).map_err(|cause| unreadable(path, cause))?;
+fn archive_at(path: &Path) -> Result<Archive> {
+    let end = fs::canonicalize(path).map_err(|cause| unreadable(&Archive::at(path), cause))?;
     let name = end.to_string_lossy();
     if ARCHIVE_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
         let is_in_store = |path: &Path| {
@@ -523,7 +528,7 @@ fn archive_at(path: &Path) -> Result<PathBuf> {
         {
             here = here.parent().unwrap_or(Path::new("")).join(target);
         }
-        return Ok(resolve_parent(&here).unwrap_or(end));
+        return Ok(Archive::at(&resolve_parent(&here).unwrap_or(end)));
     }
     Err(Error::new(
         Code::NotABackup,

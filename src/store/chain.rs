@@ -9,7 +9,6 @@ mod unpack;
 use std::{
     collections::{BTreeMap, HashMap},
     io::Write,
-    path::{Path, PathBuf},
 };
 
 pub use self::unpack::{Unpacked, UnpackedFull, unpack, unpack_full};
@@ -25,6 +24,7 @@ use crate::{
         report::{Problem, ProblemCode, Report},
     },
     error::{Code, Error, Result},
+    place::Archive,
     sqlite::page_hashes::PageHashes,
     store::{Store, described_beside, manifest_beside},
     util::{
@@ -38,8 +38,8 @@ const MAX_MEMBERS: usize = 10_000;
 
 /// Returns the members of the chain that ends at `archive`, full backup first. `KG_CHAIN_BROKEN` if
 /// a base is missing, is a different backup, or closes a cycle. The archives are not verified.
-pub fn members(archive: &Path, keys: &Keys, context: &OperationContext) -> Result<Vec<PathBuf>> {
-    let mut members = vec![archive.to_path_buf()];
+pub fn members(archive: &Archive, keys: &Keys, context: &OperationContext) -> Result<Vec<Archive>> {
+    let mut members = vec![archive.clone()];
     let newest = manifest_of(archive, keys, context)?;
     let base_of = |manifest: &Manifest| {
         Some((
@@ -48,12 +48,12 @@ pub fn members(archive: &Path, keys: &Keys, context: &OperationContext) -> Resul
         ))
     };
     let mut next = newest.as_ref().and_then(base_of);
-    let store = Store::at(archive.parent().unwrap_or(archive))?;
+    let store = Store::of(archive.place());
     while let Some((id, checksum)) = next {
         let missing = |why: &str| {
             Error::new(
                 Code::ChainBroken,
-                format!("{} depends on {id}, which {why}", archive.display()),
+                format!("{archive} depends on {id}, which {why}"),
                 format!(
                     "Put the archive of {id} back next to it, or use another backup: \
                      `kg diag backup --list`"
@@ -77,7 +77,7 @@ pub fn members(archive: &Path, keys: &Keys, context: &OperationContext) -> Resul
 
 /// Returns the sidecar of an archive, or the manifest inside the archive if there is no sidecar.
 fn manifest_of(
-    archive: &Path,
+    archive: &Archive,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Option<Manifest>> {
@@ -89,10 +89,9 @@ fn manifest_of(
     }
 }
 
-fn broken(member: &Path, what: String) -> Error {
+fn broken(member: &Archive, what: String) -> Error {
     checksum_mismatch(format_args!(
-        "{} does not match the backups that it depends on: {what}",
-        member.display()
+        "{member} does not match the backups that it depends on: {what}"
     ))
 }
 
@@ -114,7 +113,7 @@ struct LinkState {
 /// Reads and verifies all members. The state is `None` if an archive has problems or does not fit
 /// the one before it. The list of each report moves into the state.
 pub fn read_state(
-    members: &[PathBuf],
+    members: &[Archive],
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<(Vec<Report>, Option<ChainState>)> {
@@ -304,16 +303,12 @@ impl Write for Collecting {
 
 /// Reports problems of the bases as problems of the backup that depends on them, and reports if the
 /// backup does not fit its bases.
-pub fn problems(members: &[PathBuf], reports: &[Report], fits: bool) -> Vec<Problem> {
+pub fn problems(members: &[Archive], reports: &[Report], fits: bool) -> Vec<Problem> {
     let bases = members.len().saturating_sub(1);
     let mut problems = Vec::new();
     for (member, report) in members.iter().zip(reports).take(bases) {
         for problem in &report.problems {
-            let message = format!(
-                "{}, which it depends on: {}",
-                member.display(),
-                problem.message
-            );
+            let message = format!("{member}, which it depends on: {}", problem.message);
             problems.push(Problem {
                 code: ProblemCode::Chain,
                 message,

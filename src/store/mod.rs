@@ -53,10 +53,11 @@ use crate::{
         manifest::{Contents, Manifest, Stats},
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
+    place::{Archive, Place},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
     system::paths::{self, resolve},
-    util::{atomic_file, operation::OperationContext, ownership, regular_file},
+    util::{atomic_file, operation::OperationContext, ownership},
 };
 
 /// The tolerated difference between the clocks of machines that share a store.
@@ -69,7 +70,7 @@ pub const NAME_THE_READERS: &str = "name who can read this backup with `encrypti
 /// A directory of backups.
 #[derive(Debug, Clone)]
 pub struct Store {
-    dir: PathBuf,
+    place: Place,
     /// The id of the project whose backups are requested.
     project: Option<String>,
     /// That project, if it exists.
@@ -121,8 +122,9 @@ pub struct Backup {
     pub id: String,
     #[serde(rename = "type")]
     pub kind: crate::archive::manifest::BackupType,
-    /// Absolute path of the archive.
-    pub path: PathBuf,
+    /// The archive; serialized as its absolute path.
+    #[serde(rename = "path")]
+    pub archive: Archive,
     /// Size of the archive in bytes.
     pub size: u64,
     /// Size of the sidecar in bytes.
@@ -187,15 +189,20 @@ impl Store {
         let dir = paths::absolute(dir).map_err(|cause| Error::io("resolve", dir, cause))?;
         match fs::metadata(&dir) {
             Ok(found) if !found.is_dir() => Err(dir_invalid(&dir, "is a file")),
-            _ => Ok(Store {
-                dir,
-                project: None,
-                home: None,
-                keys: Keys::default(),
-                encrypts: EncryptionPolicy::default(),
-                mode: None,
-                doubt: None,
-            }),
+            _ => Ok(Store::of(&Place::Directory(dir))),
+        }
+    }
+
+    /// Returns the store at a place that is known to be one.
+    pub fn of(place: &Place) -> Self {
+        Store {
+            place: place.clone(),
+            project: None,
+            home: None,
+            keys: Keys::default(),
+            encrypts: EncryptionPolicy::default(),
+            mode: None,
+            doubt: None,
         }
     }
 
@@ -277,11 +284,11 @@ impl Store {
 
     /// Returns warnings about exposed key files among those used so far, for the store or for
     /// `archive`.
-    pub fn key_warnings(&self, archive: &Path) -> Vec<Warning> {
-        let dirs = [Some(self.dir.as_path()), archive.parent()].map(|dir| dir.map(resolve));
+    pub fn key_warnings(&self, archive: &Archive) -> Vec<Warning> {
+        let dirs = [&self.place, archive.place()].map(|place| resolve(place.address()));
         let warnings = self.keys.files().into_iter().filter_map(|file| {
             let path = resolve(&file.path);
-            let is_here = dirs.iter().flatten().any(|dir| path.starts_with(dir));
+            let is_here = dirs.iter().any(|dir| path.starts_with(dir));
             let where_it_is = "it lies in the directory of the backups that it opens".to_string();
             let why = file.exposed.or(is_here.then_some(where_it_is))?;
             let message = format!(
@@ -295,17 +302,17 @@ impl Store {
 
     /// Warns that an archive is plain although keys were given or new archives are encrypted. An
     /// attacker may have replaced the encrypted archive.
-    pub fn plain_warning(&self, archive: &Path) -> Option<Warning> {
+    pub fn plain_warning(&self, archive: &Archive) -> Option<Warning> {
         let is_expected = self.keys.are_given() || self.encrypts();
         let is_plain = || {
-            regular_file::open_linked(archive)
-                .and_then(|file| is_encrypted(&file))
+            archive
+                .open()
+                .and_then(|file| is_encrypted(&*file))
                 .is_ok_and(|encrypted| !encrypted)
         };
         let message = format!(
-            "{} is not encrypted, so no key proves where it comes from; \
-             `encryption.requireEncryption` refuses such a backup",
-            archive.display()
+            "{archive} is not encrypted, so no key proves where it comes from; \
+             `encryption.requireEncryption` refuses such a backup"
         );
         (is_expected && is_plain()).then(|| Warning::new(WarningCode::NotEncrypted, message))
     }
@@ -365,7 +372,7 @@ impl Store {
     /// counts only if there is no other.
     fn newest_own(&self) -> Result<Option<Backup>> {
         // A path that cannot become a directory is refused later, when the directory is created.
-        if !self.dir.is_dir() {
+        if !self.dir().is_dir() {
             return Ok(None);
         }
         let Listing {
@@ -378,7 +385,7 @@ impl Store {
             .cloned()
             .collect();
         // Backups inside a project belong to it, even if the project was moved.
-        if own.is_empty() && self.dir.ends_with(Path::new(STATE_DIR).join(BACKUPS_DIR)) {
+        if own.is_empty() && self.dir().ends_with(Path::new(STATE_DIR).join(BACKUPS_DIR)) {
             own = listed;
         }
         let regular = own
@@ -400,14 +407,15 @@ impl Store {
         project_root.join(STATE_DIR).join(BACKUPS_DIR)
     }
 
+    /// Returns the directory, for messages and results.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.place.address()
     }
 
     /// Refuses a directory below `.kg/` whose archives the next backup would save
     /// (`KG_BACKUP_DIR_IN_PROJECT`).
     pub fn assert_outside(&self, project: &Project) -> Result<()> {
-        let dir = resolve(&self.dir);
+        let dir = resolve(self.dir());
         let inside = dir.strip_prefix(resolve(&project.state_dir())).ok();
         if inside.is_none_or(|inside| inside.starts_with(BACKUPS_DIR)) {
             return Ok(());
@@ -416,7 +424,7 @@ impl Store {
             Code::BackupDirInProject,
             format!(
                 "Backups in {} would be backed up into themselves",
-                self.dir.display()
+                self.dir().display()
             ),
             format!("Use a directory outside {STATE_DIR}, or {STATE_DIR}/{BACKUPS_DIR}"),
         ))
@@ -428,26 +436,26 @@ impl Store {
         let shared = self
             .home
             .as_ref()
-            .and_then(|home| ownership::share(&self.dir, &home.state_dir()));
+            .and_then(|home| ownership::share(self.dir(), &home.state_dir()));
         self.create()?;
-        StoreLock::acquire(&self.dir, shared, timeout, context)
+        StoreLock::acquire(self.dir(), shared, timeout, context)
     }
 
     /// Returns why this user could not lock the store, judging by permissions only.
     pub fn refusal_to_lock(&self) -> Option<Error> {
-        lock::refusal(&self.dir)
+        lock::refusal(self.dir())
     }
 
     /// Returns whether a process is making or removing backups now, as far as can be determined.
     pub fn is_in_use(&self) -> bool {
-        lock::is_held(&self.dir)
+        lock::is_held(self.dir())
     }
 
     /// Returns whether the directory exists, or an error if that cannot be determined.
     pub fn exists(&self) -> Result<bool> {
-        match self.dir.try_exists() {
+        match self.dir().try_exists() {
             Err(cause) if cause.kind() == io::ErrorKind::NotADirectory => Ok(false),
-            exists => exists.map_err(|cause| Error::io("look at", &self.dir, cause)),
+            exists => exists.map_err(|cause| Error::io("look at", self.dir(), cause)),
         }
     }
 
@@ -455,11 +463,11 @@ impl Store {
         if self.exists()? {
             return Ok(());
         }
-        atomic_file::create_dirs(&self.dir).map_err(|cause| match cause.kind() {
+        atomic_file::create_dirs(self.dir()).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-                dir_invalid(&self.dir, "lies below a file")
+                dir_invalid(self.dir(), "lies below a file")
             }
-            _ => Error::io("create", &self.dir, cause),
+            _ => Error::io("create", self.dir(), cause),
         })
     }
 }
@@ -502,25 +510,23 @@ fn first_plain(cause: Option<&Error>) -> Error {
 }
 
 impl Backup {
-    /// Builds the backup at `path` from its sidecar, or returns `None` if the manifest does not
+    /// Builds the backup from the sidecar of its archive, or returns `None` if the manifest does not
     /// describe the archive.
-    fn new(path: PathBuf, manifest: Manifest) -> Option<Self> {
-        let archive = manifest.archive?;
-        let pinned = pins::pin_beside(&path);
+    fn new(archive: Archive, manifest: Manifest) -> Option<Self> {
+        let record = manifest.archive?;
+        let pinned = pins::pin_beside(&archive);
         // The name also marks an encrypted archive, in case the manifest does not.
-        let is_named = path
-            .file_name()
-            .is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
+        let is_named = encryption::is_named(archive.name());
         Some(Backup {
             id: manifest.id,
             kind: manifest.kind,
-            size: archive.size,
-            sidecar_size: fs::metadata(sidecar::manifest_path(&path))
+            size: record.size,
+            sidecar_size: fs::metadata(sidecar::manifest_path(&archive))
                 .map_or(0, |found| found.len()),
             checksum: format!(
                 "{}{}",
                 crate::archive::manifest::DIGEST_PREFIX,
-                archive.sha256
+                record.sha256
             ),
             timestamp: manifest.timestamp.as_millisecond(),
             description: manifest.description,
@@ -537,7 +543,7 @@ impl Backup {
             encrypted: manifest.encrypted || is_named,
             pinned,
             linked_to: None,
-            path,
+            archive,
             project: manifest.project,
         })
     }

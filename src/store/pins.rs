@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{Backup, Store, StoreLock};
 use crate::{
     error::{Code, Error, Result},
+    place::Archive,
     util::{atomic_file, regular_file},
 };
 
@@ -58,7 +59,7 @@ impl Store {
             let message = format!("The reason of a pin has more than {MAX_REASON_BYTES} bytes");
             return Err(Error::invalid(message, "Shorten it"));
         }
-        let path = pin_path(&backup.path);
+        let path = pin_path(&backup.archive);
         let pin = Written {
             at: Some(Timestamp::now()),
             reason,
@@ -72,8 +73,8 @@ impl Store {
 
     /// Removes the pin of a backup, if it has one.
     pub fn unpin(&self, _lock: &StoreLock, id: &str) -> Result<Backup> {
-        atomic_file::remove(&pin_path(&self.get(id)?.path))?;
-        atomic_file::sync_dir(&self.dir)?;
+        atomic_file::remove(&pin_path(&self.get(id)?.archive))?;
+        atomic_file::sync_dir(self.dir())?;
         self.get(id)
     }
 
@@ -97,14 +98,12 @@ impl Store {
 }
 
 /// Returns the path of the pin of `archive`.
-pub(super) fn pin_path(archive: &Path) -> PathBuf {
-    let mut path = archive.as_os_str().to_os_string();
-    path.push(PIN_SUFFIX);
-    path.into()
+pub(super) fn pin_path(archive: &Archive) -> PathBuf {
+    archive.beside(PIN_SUFFIX).path()
 }
 
 /// Returns the pin of an archive, if it has one.
-pub(super) fn pin_beside(archive: &Path) -> Option<Pin> {
+pub(super) fn pin_beside(archive: &Archive) -> Option<Pin> {
     let path = pin_path(archive);
     let since = match fs::symlink_metadata(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return None,
@@ -137,7 +136,7 @@ mod tests {
     #[test]
     fn a_pin_pins_whatever_has_become_of_its_content() {
         let dir = tempfile::tempdir().unwrap();
-        let archive = dir.path().join("kg-backup-20240115-020000.tar.gz");
+        let archive = Archive::at(&dir.path().join("kg-backup-20240115-020000.tar.gz"));
         let path = pin_path(&archive);
         assert_eq!(pin_beside(&archive), None);
         fs::write(

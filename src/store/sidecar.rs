@@ -18,6 +18,7 @@ use super::{
 use crate::{
     archive::{manifest::Manifest, reader::MAX_TEXT_BYTES},
     error::{Error, Result},
+    place::Archive,
     project::file_state::FoundFile,
     util::regular_file,
 };
@@ -39,15 +40,13 @@ pub(super) enum Sidecar {
 }
 
 /// Returns the path of the sidecar of `archive`.
-pub fn manifest_path(archive: &Path) -> PathBuf {
-    let mut path = archive.as_os_str().to_os_string();
-    path.push(MANIFEST_SUFFIX);
-    path.into()
+pub fn manifest_path(archive: &Archive) -> PathBuf {
+    archive.beside(MANIFEST_SUFFIX).path()
 }
 
 /// Parses the sidecar of an archive, if there is one. `KG_PERMISSION_DENIED` or `KG_IO` if it
 /// cannot be read.
-pub fn described_beside(archive: &Path) -> Result<Option<Manifest>> {
+pub fn described_beside(archive: &Archive) -> Result<Option<Manifest>> {
     Ok(match sidecar(archive)? {
         Sidecar::Manifest(manifest) => Some(*manifest),
         Sidecar::Missing | Sidecar::Invalid => None,
@@ -55,7 +54,7 @@ pub fn described_beside(archive: &Path) -> Result<Option<Manifest>> {
 }
 
 /// Works like [`described_beside`], and tells why there is no manifest.
-pub(super) fn sidecar(archive: &Path) -> Result<Sidecar> {
+pub(super) fn sidecar(archive: &Archive) -> Result<Sidecar> {
     let path = manifest_path(archive);
     let found = fs::metadata(&path).ok();
     let found = found.as_ref().map(FoundFile::new);
@@ -92,7 +91,7 @@ fn remember(path: PathBuf, found: FoundFile, manifest: &Manifest) {
 /// Returns the text of the sidecar, if there is one. The text is empty if the sidecar is not a
 /// regular file or is too long for a manifest. `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be
 /// read.
-pub fn manifest_beside(archive: &Path) -> Result<Option<Vec<u8>>> {
+pub fn manifest_beside(archive: &Archive) -> Result<Option<Vec<u8>>> {
     let path = match led_to(&manifest_path(archive), &[MANIFEST_SUFFIX]) {
         Ok(path) => path,
         Err(Flaw::Unread(error)) => return Err(error),
@@ -122,7 +121,7 @@ mod tests {
     #[test]
     fn a_sidecar_that_changed_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
-        let archive = dir.path().join("kg-backup-20240115-020000.tar.gz");
+        let archive = Archive::at(&dir.path().join("kg-backup-20240115-020000.tar.gz"));
         let path = manifest_path(&archive);
         let json = |id: &str| {
             serde_json::json!({ "version": "1.0.0", "id": id, "type": "full",

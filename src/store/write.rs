@@ -1,11 +1,7 @@
 //! Everything that changes a store. Each function takes the lock as proof that this is the only
 //! writer.
 
-use std::{
-    collections::HashSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashSet, fs, path::Path};
 
 use jiff::Timestamp;
 use nix::unistd::geteuid;
@@ -28,6 +24,7 @@ use crate::{
         reader::{Discard, read_archive},
     },
     error::{Code, Error, Result, Warning, WarningCode},
+    place::Archive,
     sqlite::raw_copy,
     util::{
         atomic_file::{self, PARTIAL_PREFIX, TempFile},
@@ -40,7 +37,7 @@ use crate::{
 pub struct NewBackup<'a> {
     store: &'a Store,
     pub id: String,
-    archive: PathBuf,
+    archive: Archive,
     encrypted: bool,
     file: TempFile,
     scratch: ScratchDir,
@@ -104,7 +101,7 @@ impl Store {
             .filter_map(|backup| backup.based_on)
             .collect();
         let is_taken = |name: &String| {
-            self.has_file(name).unwrap_or(true) || pin_path(&self.dir.join(name)).exists()
+            self.has_file(name).unwrap_or(true) || pin_path(&self.place.archive(name)).exists()
         };
         let free = |stamp: &String| {
             let id = names::id(stamp);
@@ -118,10 +115,10 @@ impl Store {
             store: self,
             id: names::id(&stamp),
             archive: self
-                .dir
-                .join(names::archive(&stamp, compression, encrypted)),
+                .place
+                .archive(&names::archive(&stamp, compression, encrypted)),
             encrypted,
-            file: TempFile::in_store(&self.dir, self.mode)?,
+            file: TempFile::in_store(self.dir(), self.mode)?,
             scratch: self.room(encrypted)?,
         })
     }
@@ -130,16 +127,16 @@ impl Store {
         let parent = if encrypted {
             std::env::temp_dir()
         } else {
-            temp_dir::safe_parent(&self.dir)
+            temp_dir::safe_parent(self.dir())
         };
-        if parent == self.dir {
-            return raw_copy::scratch_dir(&self.dir).map(ScratchDir::InStore);
+        if parent == self.dir() {
+            return raw_copy::scratch_dir(self.dir()).map(ScratchDir::InStore);
         }
         match Scratch::new(&parent, PRIVATE_PREFIX) {
             // A container may lack the temporary directory. Root does not fall back, because
             // another user could redirect its writes.
             Err(_) if !encrypted && !geteuid().is_root() => {
-                raw_copy::scratch_dir(&self.dir).map(ScratchDir::InStore)
+                raw_copy::scratch_dir(self.dir()).map(ScratchDir::InStore)
             }
             room => room.map(ScratchDir::SystemTemp).map_err(|error| Error {
                 remedy: format!("{}; or set TMPDIR to another directory", error.remedy),
@@ -170,7 +167,7 @@ impl Store {
     /// have none.
     pub fn clean_up(&self, _lock: &StoreLock, context: &OperationContext) -> Result<Vec<Warning>> {
         let entries =
-            fs::read_dir(&self.dir).map_err(|cause| Error::io("read", &self.dir, cause))?;
+            fs::read_dir(self.dir()).map_err(|cause| Error::io("read", self.dir(), cause))?;
         let mut warnings = Vec::new();
         for entry in entries.flatten() {
             let path = entry.path();
@@ -207,7 +204,7 @@ impl Store {
         // While an encrypted archive is written, the copies of databases are in the temporary
         // directory.
         temp_dir::sweep(&std::env::temp_dir(), PRIVATE_PREFIX);
-        let adopt = |archive: &Path, manifest: Manifest| {
+        let adopt = |archive: &Archive, manifest: Manifest| {
             atomic_file::write_in_store(&manifest_path(archive), &manifest.to_json(), self.mode)
         };
         warnings.extend(self.register_unlisted(context, adopt)?);
@@ -221,7 +218,7 @@ impl Store {
     ) -> Result<(Vec<Backup>, Vec<Warning>)> {
         let mut backups = self.list()?;
         let warnings = self.register_unlisted(context, |archive, manifest| {
-            backups.extend(Backup::new(archive.to_path_buf(), manifest));
+            backups.extend(Backup::new(archive.clone(), manifest));
             Ok(())
         })?;
         catalog::sort(&mut backups, Timestamp::now());
@@ -235,11 +232,11 @@ impl Store {
     fn register_unlisted(
         &self,
         context: &OperationContext,
-        mut take: impl FnMut(&Path, Manifest) -> Result<()>,
+        mut take: impl FnMut(&Archive, Manifest) -> Result<()>,
     ) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for name in self.archive_names()? {
-            let path = self.dir.join(&name);
+            let archive = self.place.archive(&name);
             let manifest = match self.judge(&name) {
                 Ok(_) => continue,
                 // An existing file must not be overwritten.
@@ -248,9 +245,9 @@ impl Store {
                 Err(_) => self.manifest_for(&name, context)?,
             };
             match manifest {
-                Ok(manifest) => take(&path, manifest)?,
+                Ok(manifest) => take(&archive, manifest)?,
                 Err(why) => {
-                    let message = format!("{} is not listed: {why}", path.display());
+                    let message = format!("{archive} is not listed: {why}");
                     warnings.push(Warning::new(WarningCode::Store, message));
                 }
             }
@@ -264,12 +261,12 @@ impl Store {
         name: &str,
         context: &OperationContext,
     ) -> Result<std::result::Result<Manifest, String>> {
-        let path = self.dir.join(name);
-        if led_to(&path, &ARCHIVE_ENDINGS).is_err() {
+        let archive = self.place.archive(name);
+        if led_to(&archive.path(), &ARCHIVE_ENDINGS).is_err() {
             return Ok(Err(not_needed("it is a link to something else")));
         }
         let report = match read_archive(
-            &path,
+            &archive,
             &self.keys,
             None,
             &mut Discard,
@@ -288,40 +285,42 @@ impl Store {
         };
         let (size, sha256, encrypted) =
             (report.size_bytes, report.sha256.clone(), report.encrypted);
-        Ok(match report.intact(&path).map(|(manifest, _)| manifest) {
-            Ok(manifest) if self.may_hold(&manifest.id) => Err(not_needed(&format!(
-                "there is another archive of {} next to it",
-                manifest.id
-            ))),
-            Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
-                let record = ArchiveRecord {
-                    name: name.to_string(),
-                    size,
-                    sha256,
-                    root: None,
-                    list_offset: None,
-                };
-                let manifest = beside(manifest, record);
-                Ok(if encrypted {
-                    manifest.public_sidecar()
-                } else {
-                    manifest
-                })
-            }
-            Ok(manifest) => Err(not_needed(&format!(
-                "its manifest names it {}",
-                manifest.id
-            ))),
-            Err(error) => Err(not_needed(&error.message)),
-        })
+        Ok(
+            match report.intact(&archive).map(|(manifest, _)| manifest) {
+                Ok(manifest) if self.may_hold(&manifest.id) => Err(not_needed(&format!(
+                    "there is another archive of {} next to it",
+                    manifest.id
+                ))),
+                Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
+                    let record = ArchiveRecord {
+                        name: name.to_string(),
+                        size,
+                        sha256,
+                        root: None,
+                        list_offset: None,
+                    };
+                    let manifest = beside(manifest, record);
+                    Ok(if encrypted {
+                        manifest.public_sidecar()
+                    } else {
+                        manifest
+                    })
+                }
+                Ok(manifest) => Err(not_needed(&format!(
+                    "its manifest names it {}",
+                    manifest.id
+                ))),
+                Err(error) => Err(not_needed(&error.message)),
+            },
+        )
     }
 
     /// Points `latest.tar.gz` (or `latest` with another archive ending) to the archive that
     /// `latest` means among `backups`, which must be all of them.
     fn update_latest(&self, backups: &[Backup]) -> Result<()> {
-        let newest = usable::latest(backups).and_then(|backup| backup.path.file_name()?.to_str());
+        let newest = usable::latest(backups).map(|backup| backup.archive.name());
         for ending in ENDINGS {
-            let link = self.dir.join(format!("{LATEST}{ending}"));
+            let link = self.dir().join(format!("{LATEST}{ending}"));
             match newest {
                 Some(name) if names::ending(name) == Some(ending) => {
                     if !fs::read_link(&link).is_ok_and(|target| target == Path::new(name)) {
@@ -370,14 +369,16 @@ impl Removal<'_> {
     /// Removes one backup. The archive gets a temporary name first, so that an incomplete backup is
     /// never listed.
     fn remove(&mut self, id: &str) -> Result<()> {
-        let Store { dir, .. } = self.store;
+        let dir = self.store.dir();
         let backup = self.store.get(id)?;
         let doomed = format!("{PARTIAL_PREFIX}deleted-{id}");
-        atomic_file::rename(&backup.path, doomed.as_ref())
-            .map_err(|cause| Error::io("remove", &backup.path, cause))?;
+        let path = backup.archive.path();
+        atomic_file::rename(&path, doomed.as_ref())
+            .map_err(|cause| Error::io("remove", &path, cause))?;
         // Compares paths because the store may contain a second archive with that id.
-        self.listed.retain(|listed| listed.path != backup.path);
-        atomic_file::remove(&manifest_path(&backup.path))?;
+        self.listed
+            .retain(|listed| listed.archive != backup.archive);
+        atomic_file::remove(&manifest_path(&backup.archive))?;
         atomic_file::remove(&dir.join(doomed))?;
         atomic_file::sync_dir(dir)?;
         self.store.update_latest(&self.listed)
@@ -391,7 +392,7 @@ impl NewBackup<'_> {
             .file
             .file()
             .try_clone()
-            .map_err(|cause| Error::io("write", &self.archive, cause))?;
+            .map_err(|cause| Error::io("write", &self.archive.path(), cause))?;
         let file = ArchiveFile::new(file);
         Ok(if self.encrypted {
             Box::new(Encrypting::new(file, &self.store.keys)?)
@@ -420,11 +421,7 @@ impl NewBackup<'_> {
     /// Publishes the archive, then its sidecar. Both are on the disk when this returns. Returns the
     /// full details of the backup, even if it is encrypted.
     pub fn publish(self, manifest: Manifest, written: Written) -> Result<(Backup, Manifest)> {
-        let name = self
-            .archive
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = self.archive.name().to_string();
         let manifest = Manifest {
             encrypted: self.encrypted,
             ..beside(manifest, written.record(name))
@@ -434,13 +431,13 @@ impl NewBackup<'_> {
         let json = outside.as_ref().unwrap_or(&manifest).to_json();
         let (file, mode) = (self.file, self.store.mode);
         let published = file
-            .persist(&self.archive)
+            .persist(&self.archive.path())
             .and_then(|()| atomic_file::write_in_store(&sidecar, &json, mode));
         if let Err(error) = published {
             // If the directory cannot be synced, the rename has still happened. The remaining files
             // would later be listed as a backup although this run reports a failure.
             atomic_file::remove(&sidecar)?;
-            atomic_file::remove(&self.archive)?;
+            atomic_file::remove(&self.archive.path())?;
             return Err(error);
         }
         let mut backup = Backup::new(self.archive, manifest.clone()).ok_or_else(|| {

@@ -12,6 +12,7 @@ use kg_backup::internals::{
     },
     commands::backup::create_backup,
     config::backup_config::BackupOptions,
+    place::Archive,
     store::Store,
     util::operation::{OperationContext, Phase},
     worker::client::WorkerMode,
@@ -49,14 +50,14 @@ fn small_archive(compression: Compression, keys: Option<&Keys>) -> (TempDir, Vec
         &OperationContext::default(),
     )
     .unwrap();
-    let bytes = fs::read(backup.backup.path).unwrap();
+    let bytes = fs::read(backup.backup.archive.path()).unwrap();
     (dir, bytes)
 }
 
 fn is_whole(path: &Path, bytes: &[u8], keys: &Keys) -> bool {
     fs::write(path, bytes).unwrap();
     match read_archive(
-        path,
+        &Archive::at(path),
         keys,
         None,
         &mut Discard,

@@ -15,6 +15,7 @@ use kg_backup::internals::{
     commands::backup::create_backup,
     config::backup_config::BackupOptions,
     error::{Code, Error},
+    place::Archive,
     store::{Backup, Store, manifest_beside},
     util::operation::{OperationContext, Phase},
     worker::client::WorkerMode,
@@ -65,7 +66,7 @@ fn backup(keys: &Keys) -> (TempDir, Backup) {
 
 fn read(path: &std::path::Path, keys: &Keys, beside: Option<&[u8]>) -> Result<Report, Error> {
     read_archive(
-        path,
+        &Archive::at(path),
         keys,
         beside,
         &mut Discard,
@@ -79,35 +80,39 @@ fn another_key_is_told_from_a_changed_file_where_the_manifest_is_beside_it() {
     let (right, _) = identity();
     let (wrong, _) = identity();
     let (_dir, made) = backup(&right);
-    let beside = manifest_beside(&made.path).unwrap().unwrap();
+    let beside = manifest_beside(&made.archive).unwrap().unwrap();
     assert_eq!(
-        read(&made.path, &right, Some(&beside)).unwrap().problems,
+        read(&made.archive.path(), &right, Some(&beside))
+            .unwrap()
+            .problems,
         []
     );
     for beside in [Some(beside.as_slice()), None] {
         assert_eq!(
-            read(&made.path, &wrong, beside).unwrap_err().code,
+            read(&made.archive.path(), &wrong, beside).unwrap_err().code,
             Code::KeyWrong
         );
         assert_eq!(
-            read(&made.path, &passphrase("any"), beside)
+            read(&made.archive.path(), &passphrase("any"), beside)
                 .unwrap_err()
                 .code,
             Code::KeyNeeded
         );
         assert_eq!(
-            read(&made.path, &Keys::default(), beside).unwrap_err().code,
+            read(&made.archive.path(), &Keys::default(), beside)
+                .unwrap_err()
+                .code,
             Code::KeyNeeded
         );
     }
     // Change each byte of the header. What wraps the key then looks like another key.
-    let whole = fs::read(&made.path).unwrap();
+    let whole = fs::read(made.archive.path()).unwrap();
     let end = whole.windows(4).position(|bytes| bytes == b"--- ").unwrap();
     for at in 0..end + 40 {
         let mut changed = whole.clone();
         changed[at] ^= 1;
-        fs::write(&made.path, changed).unwrap();
-        let report = read(&made.path, &right, Some(&beside)).unwrap();
+        fs::write(made.archive.path(), changed).unwrap();
+        let report = read(&made.archive.path(), &right, Some(&beside)).unwrap();
         assert!(!report.problems.is_empty(), "byte {at}");
     }
 }
@@ -116,8 +121,11 @@ fn another_key_is_told_from_a_changed_file_where_the_manifest_is_beside_it() {
 fn a_passphrase_opens_what_it_made_and_no_other_does() {
     let keys = passphrase("correct horse");
     let (_dir, made) = backup(&keys);
-    assert_eq!(read(&made.path, &keys, None).unwrap().problems, []);
-    let error = read(&made.path, &passphrase("correct horse "), None).unwrap_err();
+    assert_eq!(
+        read(&made.archive.path(), &keys, None).unwrap().problems,
+        []
+    );
+    let error = read(&made.archive.path(), &passphrase("correct horse "), None).unwrap_err();
     assert_eq!(
         (error.code, error.message.as_str()),
         (Code::KeyWrong, "The passphrase does not open this backup")
@@ -239,11 +247,11 @@ fn a_call_that_is_cancelled_while_a_changed_archive_is_read_is_aborted() {
     let (right, _) = identity();
     let (wrong, _) = identity();
     let (_dir, made) = backup(&right);
-    let beside = manifest_beside(&made.path).unwrap().unwrap();
+    let beside = manifest_beside(&made.archive).unwrap().unwrap();
     let context = OperationContext::default();
     context.cancel.cancel();
     let error = read_archive(
-        &made.path,
+        &made.archive,
         &wrong,
         Some(&beside),
         &mut Discard,
@@ -262,7 +270,7 @@ fn as_many_recipients_as_are_allowed_can_be_read() {
         recipients,
         ..Keyring::default()
     }));
-    assert_eq!(read(&made.path, &own, None).unwrap().problems, []);
+    assert_eq!(read(&made.archive.path(), &own, None).unwrap().problems, []);
 }
 
 #[test]

@@ -265,7 +265,8 @@ impl Before {
         fs::copy(cache.join(&backup.id), scratch.join("hashes")).unwrap();
         let files = cache.join(format!("{}.files", backup.id));
         fs::copy(&files, scratch.join("files")).unwrap();
-        let beside = fs::read(format!("{}.manifest.json", backup.path.display())).unwrap();
+        let beside =
+            fs::read(format!("{}.manifest.json", backup.archive.path().display())).unwrap();
         let manifest = Manifest::parse(&beside, &backup.id).unwrap();
         let known = scratch.join("known.json");
         let files = KnownFiles::open(&files, manifest.file_list.unwrap()).unwrap();

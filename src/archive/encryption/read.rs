@@ -4,7 +4,6 @@
 //! ends there. The seal is then missing, and [`Decrypting::finish`] returns the offset.
 
 use std::{
-    fs::File,
     io::{self, Read},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -13,7 +12,10 @@ use age::{DecryptError, Decryptor, stream::StreamReader};
 use sha2::{Digest, Sha256};
 
 use super::{Keys, MAGIC};
-use crate::error::{Code, Error};
+use crate::{
+    error::{Code, Error},
+    place::Bytes,
+};
 
 /// Maximum length of a header. A longer one is forged, because a header has about 100 bytes per
 /// recipient. The age library takes time that grows with the square of the length.
@@ -52,8 +54,8 @@ pub enum Lock {
 
 /// Returns the kind of key that opens the file, which must be at its beginning. Returns `None` if
 /// the file is not encrypted or its age header is not valid.
-pub fn lock_of(file: File) -> io::Result<Option<Lock>> {
-    if !is_encrypted(&file)? {
+pub fn lock_of(file: Box<dyn Bytes>) -> io::Result<Option<Lock>> {
+    if !is_encrypted(&*file)? {
         return Ok(None);
     }
     let decryptor = Decryptor::new(Shared::new(file)).ok();
@@ -67,8 +69,7 @@ pub fn lock_of(file: File) -> io::Result<Option<Lock>> {
 }
 
 /// Returns whether the file is encrypted. The position of the file does not change.
-pub fn is_encrypted(file: &File) -> io::Result<bool> {
-    use std::os::unix::fs::FileExt;
+pub fn is_encrypted(file: &dyn Bytes) -> io::Result<bool> {
     let mut start = [0; MAGIC.len()];
     match file.read_exact_at(&mut start, 0) {
         Ok(()) => Ok(start == MAGIC),
@@ -79,7 +80,7 @@ pub fn is_encrypted(file: &File) -> io::Result<bool> {
 
 impl Decrypting {
     /// Opens an age file of `file_bytes` bytes. `file` must be at its beginning.
-    pub fn new(file: File, file_bytes: u64, keys: &Keys) -> Result<Self, Closed> {
+    pub fn new(file: Box<dyn Bytes>, file_bytes: u64, keys: &Keys) -> Result<Self, Closed> {
         let file = Shared::new(file);
         let decryptor = Decryptor::new(file.clone()).map_err(closed)?;
         let lock = if decryptor.is_scrypt() {
@@ -203,7 +204,7 @@ fn wrong_key(lock: Lock) -> Error {
 struct Shared(Arc<Mutex<Raw>>);
 
 struct Raw {
-    file: File,
+    file: Box<dyn Bytes>,
     hasher: Sha256,
     read_bytes: u64,
     /// Limit for the bytes read, set while the header is read.
@@ -211,7 +212,7 @@ struct Raw {
 }
 
 impl Shared {
-    fn new(file: File) -> Self {
+    fn new(file: Box<dyn Bytes>) -> Self {
         let raw = Raw {
             file,
             hasher: Sha256::new(),

@@ -22,6 +22,7 @@ use crate::{
     },
     commands::own_backups::own_backups,
     error::{Code, Error, Result},
+    place::{Archive, Bytes},
     project::Project,
     sqlite::page_hashes::PageFileWriter,
     store::{
@@ -29,10 +30,7 @@ use crate::{
         chain::{self, ChainState},
         described_beside, manifest_beside,
     },
-    util::{
-        operation::{CancelToken, OperationContext, Phase},
-        regular_file,
-    },
+    util::operation::{CancelToken, OperationContext, Phase},
     worker::known_files::KnownFiles,
 };
 
@@ -41,7 +39,7 @@ pub struct IncrementalBase {
     pub backup: Backup,
     manifest: Manifest,
     /// The archives of its chain, the full backup first.
-    members: Vec<PathBuf>,
+    members: Vec<Archive>,
 }
 
 /// Returns the backup with that id as a base. Without an id, returns the newest good backup of the
@@ -83,7 +81,8 @@ fn open(
     context: &OperationContext,
 ) -> Result<IncrementalBase> {
     let unusable = |what: &str| unusable(&backup, what);
-    let json = manifest_beside(&backup.path)?.ok_or_else(|| unusable("its manifest is missing"))?;
+    let json =
+        manifest_beside(&backup.archive)?.ok_or_else(|| unusable("its manifest is missing"))?;
     let mut manifest = Manifest::parse(&json, &backup.id)?;
     if manifest.project.as_ref() != Some(&project.id()) {
         return Err(unusable(
@@ -101,7 +100,7 @@ fn open(
     if backup.encrypted {
         let read = || {
             read_archive(
-                &backup.path,
+                &backup.archive,
                 store.keys(),
                 Some(&json),
                 &mut Discard,
@@ -111,11 +110,11 @@ fn open(
         };
         manifest = match PageCache::of(project, store).manifest(&backup) {
             Some(kept) => kept,
-            None => read()?.intact(&backup.path)?.0,
+            None => read()?.intact(&backup.archive)?.0,
         };
         assert_same_readers(store.keys(), &backup, &manifest)?;
     }
-    let members = chain::members(&backup.path, store.keys(), context)?;
+    let members = chain::members(&backup.archive, store.keys(), context)?;
     Ok(IncrementalBase {
         backup,
         manifest,
@@ -127,8 +126,8 @@ fn open(
 fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Result<()> {
     let is_the_same = match keys.passphrase()? {
         Some(passphrase) => {
-            let file = regular_file::open_linked(&backup.path)
-                .map_err(|cause| unreadable(&backup.path, cause))?;
+            let opened = backup.archive.open();
+            let file = opened.map_err(|cause| unreadable(&backup.archive, cause))?;
             manifest.recipients.is_empty() && opens(backup, file, &passphrase)?
         }
         None => manifest.recipients == keys.recipients()?,
@@ -148,13 +147,13 @@ fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Res
 }
 
 /// Returns whether `key` opens the backup. A damaged or unreadable archive is an error, not a wrong key.
-fn opens(backup: &Backup, archive: fs::File, key: &Keys) -> Result<bool> {
+fn opens(backup: &Backup, archive: Box<dyn Bytes>, key: &Keys) -> Result<bool> {
     match SealedFile::open(archive, key) {
         Ok(_) => Ok(true),
         Err(Closed::Key(error)) if error.code == Code::KeyWrong => Ok(false),
         Err(Closed::Key(error)) => Err(error),
         Err(Closed::Damaged(what)) => Err(unusable(backup, &format!("its archive {what}"))),
-        Err(Closed::Io(cause)) => Err(unreadable(&backup.path, cause)),
+        Err(Closed::Io(cause)) => Err(unreadable(&backup.archive, cause)),
     }
 }
 
@@ -183,7 +182,7 @@ impl IncrementalBase {
             let archive = manifest.and_then(|manifest| manifest.archive);
             let is_whole = archive
                 .as_ref()
-                .map(|archive| is_as_written(link, archive, &context.cancel));
+                .map(|archive| is_as_written(&link.path(), archive, &context.cancel));
             context.cancel.check()?;
             before = archive.map(|archive| format!("{DIGEST_PREFIX}{}", archive.sha256));
             if !is_whole
@@ -192,8 +191,7 @@ impl IncrementalBase {
                 .unwrap_or(false)
             {
                 let error = checksum_mismatch(format_args!(
-                    "{} is damaged and cannot be part of a chain",
-                    link.display()
+                    "{link} is damaged and cannot be part of a chain"
                 ));
                 return Err(Error {
                     remedy: "Make a full backup now; see the damage with `kg diag backup --verify`"
@@ -277,12 +275,16 @@ pub fn reuse_source(
         let is_alike = |manifest: &Manifest| {
             manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
         };
-        let archive = described_beside(&backup.path)?
+        let archive = described_beside(&backup.archive)?
             .filter(is_alike)
             .and_then(|manifest| manifest.archive);
         // Only the root digest lets one pass over the file prove that it is undamaged.
         if let Some(archive) = archive.filter(|archive| archive.root.is_some()) {
-            return Ok(Some(ReuseSource::new(&backup.path, archive, cancel)));
+            return Ok(Some(ReuseSource::new(
+                &backup.archive.path(),
+                archive,
+                cancel,
+            )));
         }
     }
     Ok(None)

@@ -95,7 +95,7 @@ pub fn create_backup(
     // Hooks report the first warning, so those about the whole backup come before those about
     // single files.
     backup.warnings.splice(0..0, warnings);
-    backup.warnings.extend(store.key_warnings(&backup.path));
+    backup.warnings.extend(store.key_warnings(&backup.archive));
     backup.warnings.extend(store.key_without_encryption());
     let old = look_after(&project, store, &lock, options, &backup, store_was_emptied);
     backup.warnings.extend(old.warnings);

@@ -66,7 +66,7 @@ pub(super) fn load(
         let manifest = if backup.encrypted {
             cache.manifest(&backup)
         } else {
-            described_beside(&backup.path)?
+            described_beside(&backup.archive)?
         };
         let manifest = manifest.filter(|manifest| manifest.project.as_ref() == Some(&own));
         let summary = manifest.as_ref().and_then(|manifest| manifest.file_list);

@@ -257,7 +257,7 @@ fn back_up(root: &Path, is_graph_alone: bool, request: &Request<'_>) -> Result<S
     let backup = create_backup(root, &store, worker_mode, &options, request.context)?.backup;
     Ok(SafetyBackup {
         id: backup.id,
-        path: backup.path,
+        path: backup.archive.path(),
     })
 }
 

@@ -26,6 +26,7 @@ use crate::{
     commands::verify::duration_ms,
     config::backup_config::{DEFAULT_LOCK_TIMEOUT, DEFAULT_UNDO_RETENTION_DAYS},
     error::{Error, Result, Warning, WarningCode},
+    place::Archive,
     project::{Component, Project, STATE_DIR, pattern},
     sqlite::check::IntegrityStatus,
     store::{
@@ -169,7 +170,7 @@ fn restore_through(
     }
     Ok(RestoreResult {
         id: manifest.id.clone(),
-        backup_path: request.archive,
+        backup_path: request.archive.path(),
         target_dir: request.target,
         dry_run: options.dry_run,
         files_restored: applied.files_restored,
@@ -187,7 +188,7 @@ fn restore_through(
 struct Request {
     /// Absolute.
     target: PathBuf,
-    archive: PathBuf,
+    archive: Archive,
     /// The patterns, relative to the root of a project.
     paths: Option<Vec<String>>,
     filter: EntryFilter,

@@ -195,7 +195,7 @@ impl StoreLook<'_> {
     }
 
     fn unlisted(&self, left: &Unlisted) -> Issue {
-        let message = format!("{} is not listed: {}", left.path.display(), left.why());
+        let message = format!("{} is not listed: {}", left.archive, left.why());
         let remedy = match &left.flaw {
             Flaw::NoArchive => "Put the archive back; the next backup removes the manifest",
             Flaw::Unread(error) => &error.remedy,
@@ -210,7 +210,7 @@ impl StoreLook<'_> {
         };
         self.issue(IssueCode::BackupUnlisted, message, remedy)
             .severity(severity)
-            .path(left.path.to_string_lossy())
+            .path(left.archive.to_string())
     }
 
     /// Returns an issue if the store refuses a backup that does not specify encryption, so that the

@@ -178,7 +178,7 @@ impl Saved {
         let backup = &created.backup;
         Saved {
             id: backup.id.clone(),
-            path: backup.path.display().to_string(),
+            path: backup.archive.to_string(),
             kind: backup.kind,
             size: backup.size,
             checksum: backup.checksum.clone(),

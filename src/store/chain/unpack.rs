@@ -31,6 +31,7 @@ use crate::{
         reader::{read_archive, read_full_archive},
     },
     error::{Error, Result},
+    place::Archive,
     sqlite::page_hashes::BlockHasher,
     store::{described_beside, manifest_beside},
     util::{
@@ -54,7 +55,7 @@ pub struct Unpacked {
 /// Unpacks what `pick` selects of `archive` and its chain into `dir`, each file under the number of
 /// its record. Without `dir`, only verifies the archives.
 pub fn unpack(
-    archive: &Path,
+    archive: &Archive,
     pick: &EntryFilter,
     dir: Option<&Path>,
     keys: &Keys,
@@ -90,7 +91,7 @@ pub struct UnpackedFull {
 /// a full backup or has a problem: [`unpack`] can say which.
 /// `early_sync` syncs files while others are written.
 pub fn unpack_full(
-    archive: &Path,
+    archive: &Archive,
     dir: Option<&Path>,
     list: &mut dyn Write,
     early_sync: Option<EarlySync<'_>>,
@@ -131,7 +132,7 @@ pub fn unpack_full(
 
 /// Unpacks an archive that is a chain of its own.
 fn whole(
-    archive: &Path,
+    archive: &Archive,
     wanted: Option<&HashSet<String>>,
     dir: Option<&Path>,
     keys: &Keys,
@@ -146,7 +147,7 @@ fn whole(
 /// everything must be unpacked, because a list cannot be read ahead of its archive.
 ///
 /// The plan relies on lists that are verified only when the archives are read.
-fn plan(members: &[PathBuf], pick: &EntryFilter) -> Result<Option<Vec<HashSet<String>>>> {
+fn plan(members: &[Archive], pick: &EntryFilter) -> Result<Option<Vec<HashSet<String>>>> {
     let mut lists = Vec::new();
     let mut newest = FileList::default();
     for member in members {
@@ -187,7 +188,7 @@ fn wanted_of(list: &FileList, needed: &mut HashSet<&str>) -> HashSet<String> {
 }
 
 /// Verifies all archives, and that the resulting list and database pages match the manifests.
-fn check(members: &[PathBuf], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
+fn check(members: &[Archive], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
     let (reports, state) = read_state(members, keys, context)?;
     let manifests: Result<Vec<Manifest>> = reports
         .into_iter()
@@ -200,18 +201,16 @@ fn check(members: &[PathBuf], keys: &Keys, context: &OperationContext) -> Result
             files: state.files,
             owners: Vec::new(),
         }),
-        (_, newest, _) => {
-            let newest = newest.map_or(Path::new(""), |newest| newest);
-            Err(broken(
-                newest,
-                "its files do not match the backups before it".into(),
-            ))
-        }
+        (_, Some(newest), _) => Err(broken(
+            newest,
+            "its files do not match the backups before it".into(),
+        )),
+        (_, None, _) => Err(no_members()),
     }
 }
 
 fn unpack_members(
-    members: &[PathBuf],
+    members: &[Archive],
     wanted: Option<&[HashSet<String>]>,
     dir: &Path,
     keys: &Keys,
@@ -237,7 +236,7 @@ fn unpack_members(
         state = state.next(unpacked, wanted, &own, member)?;
         newest = Some((manifest, member));
     }
-    let (manifest, archive) = newest.ok_or_else(|| Error::internal("The chain has no members"))?;
+    let (manifest, archive) = newest.ok_or_else(no_members)?;
     let State {
         files,
         mut contents,
@@ -271,10 +270,14 @@ fn unpack_members(
     })
 }
 
+fn no_members() -> Error {
+    Error::internal("The chain has no members")
+}
+
 /// Unpacks one archive. The list is that of the archive, which may name only what changed. Also
 /// returns the digest of the archive with its prefix.
 fn read_member(
-    archive: &Path,
+    archive: &Archive,
     wanted: Option<&HashSet<String>>,
     dir: Option<&Path>,
     keys: &Keys,
@@ -331,7 +334,7 @@ impl State {
         }: Unpacked,
         wanted: Option<&HashSet<String>>,
         dir: &Path,
-        archive: &Path,
+        archive: &Archive,
     ) -> Result<State> {
         let lists_all = manifest.based_on.is_none() || manifest.format == FIRST_FORMAT;
         let mut before = std::mem::take(&mut self.contents);
@@ -395,7 +398,7 @@ impl Content {
     }
 }
 
-fn put_pages(record: &FileRecord, database: &Path, pages: &Path, member: &Path) -> Result<()> {
+fn put_pages(record: &FileRecord, database: &Path, pages: &Path, member: &Archive) -> Result<()> {
     let failed = |cause| Error::io("write", database, cause);
     let file = File::options().write(true).open(database).map_err(failed)?;
     let delta = File::open(pages).map_err(failed)?;
@@ -424,7 +427,7 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, member: &Path) 
 fn assert_content(
     record: &FileRecord,
     database: &Path,
-    member: &Path,
+    member: &Archive,
     context: &OperationContext,
 ) -> Result<()> {
     let progress = ByteProgress::new(context, Phase::Unpacking, record.size);

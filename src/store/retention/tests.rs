@@ -20,7 +20,7 @@ fn backup(hours_old: i64, good: bool) -> Backup {
     Backup {
         id: format!("backup-{hours_old}"),
         kind: BackupType::Full,
-        path: "archive".into(),
+        archive: crate::place::Archive::at("archive".as_ref()),
         size: 1,
         sidecar_size: 0,
         checksum: String::new(),
