@@ -74,6 +74,12 @@ codes! {
     BackupDirInProject = "KG_BACKUP_DIR_IN_PROJECT", exit 2;
     /// Another backup or deletion holds the lock of the store.
     StoreLocked = "KG_STORE_LOCKED", exit 4;
+    /// The object store does not answer: the network, its name, its certificate, or the service.
+    StoreUnreachable = "KG_STORE_UNREACHABLE", exit 4;
+    /// The object store refused access: credentials are missing, wrong, expired or too weak.
+    StoreDenied = "KG_STORE_DENIED", exit 4;
+    /// Another process changed, deleted or created an object of the store at the same time.
+    StoreChanged = "KG_STORE_CHANGED", exit 4;
     /// The store holds no backup.
     NoBackups = "KG_NO_BACKUPS", exit 4;
     /// No backup has that id, or no file has that name.

@@ -27,6 +27,7 @@
 //! | [`store`] | the directory of archives: catalog, lock, pins, chains, retention |
 //! | [`archive`] | the container: tar, gzip or zstd blocks, manifest, checksums, seal, encryption |
 //! | [`place`] | where archives lie |
+//! | [`objects`] | a client for object stores: S3, Google Cloud Storage, Azure |
 //! | [`project`] | the contents of a project, and the path of its database |
 //! | [`salvage`] | rows out of damaged databases |
 //! | [`sqlite`] | databases at one commit, their checks, and their file format |
@@ -45,6 +46,9 @@ mod error;
 mod integrity;
 pub mod node;
 mod place;
+// The store does not use it yet, so that all of it would be dead code.
+#[cfg(not(without_internals))]
+mod objects;
 mod project;
 mod salvage;
 mod schedule;
@@ -89,6 +93,8 @@ pub mod internals {
     }
     pub mod place {
         pub use crate::place::*;
+    pub mod objects {
+        pub use crate::objects::*;
     }
     pub mod project {
         pub use crate::project::*;

@@ -1,0 +1,450 @@
+//! The operations on a store: list, find, read, create, replace and remove objects.
+
+use std::{collections::VecDeque, future::Future, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+use jiff::Timestamp;
+use object_store::{
+    Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, TagSet,
+    path::Path,
+};
+
+use super::{
+    call::Call,
+    connect,
+    failure::Failure,
+    location::{Location, Service},
+    object::{Head, Object, Version},
+    options::StorageOptions,
+    reader::ObjectReader,
+    runtime::{self, Task},
+    transport::Transport,
+    upload::Upload,
+};
+use crate::{
+    error::{Code, Error, Result},
+    util::{hex::hex, operation::CancelToken},
+};
+
+/// How many objects are deleted at the same time.
+const PARALLEL_DELETIONS: usize = 8;
+/// How often a name is tried that vanishes whenever it is looked at.
+const CREATE_ATTEMPTS: u32 = 3;
+
+/// A store that can be used from any thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Bucket(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub location: Location,
+    pub options: StorageOptions,
+    pub store: Arc<dyn ObjectStore>,
+    pub transport: Transport,
+    pub bucket_url: Option<String>,
+    /// Headers of everything that is written.
+    pub encryption: HeaderMap,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Created {
+    New(Version),
+    /// An object of that name exists and was not touched.
+    Exists,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replaced {
+    Done(Version),
+    /// The object is no longer the known one, or is gone. It was not touched.
+    Changed,
+}
+
+/// Which conditions on requests a service respects. Without them, two writers of one name do not
+/// notice each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conditions {
+    /// [`Bucket::create`] creates and never replaces.
+    pub create: bool,
+    /// [`Bucket::replace`] replaces only what it knows.
+    pub replace: bool,
+}
+
+impl Bucket {
+    /// Sends no request.
+    pub fn open(location: &Location, options: &StorageOptions) -> Result<Bucket> {
+        let connection = connect::connect(location, options)?;
+        Ok(Bucket(Arc::new(Inner {
+            location: location.clone(),
+            options: options.clone(),
+            store: connection.store,
+            transport: connection.transport,
+            bucket_url: connection.bucket_url,
+            encryption: connect::encryption_headers(options),
+        })))
+    }
+
+    pub fn location(&self) -> &Location {
+        &self.0.location
+    }
+
+    /// Returns the objects directly below the prefix, from all pages of the list.
+    pub fn list(&self) -> Result<Vec<Object>> {
+        let prefix = self.0.path_of_prefix()?;
+        let listed = self.run(|bucket| async move {
+            let list = bucket.store.list_with_delimiter(prefix.as_ref());
+            Call::default().make(list).await
+        })?;
+        let listed = listed.map_err(|failure| self.failed("list", "", &failure))?;
+        let prefix = self.0.location.key("");
+        let objects = listed.objects.iter().filter_map(|meta| {
+            let name = meta.location.as_ref().strip_prefix(&prefix)?;
+            // Consoles keep an object with the name of the prefix itself.
+            (!name.is_empty() && !name.contains('/')).then(|| Object::new(name, meta))
+        });
+        Ok(objects.collect())
+    }
+
+    /// Returns what the store says about an object. If the bucket does not exist, neither does the
+    /// object: the answer of S3 does not tell these apart.
+    pub fn find(&self, name: &str) -> Result<Option<Object>> {
+        let path = self.0.path(name)?;
+        let nonce = name.to_string();
+        let head = self.run(|bucket| async move { bucket.head(&path, &nonce).await })?;
+        let head = head.map_err(|failure| self.failed("look at", name, &failure))?;
+        Ok(head.map(|head| head.object))
+    }
+
+    /// Reads a small object. A larger one than `max_bytes` is an error.
+    pub fn read(&self, name: &str, max_bytes: u64) -> Result<Option<(Vec<u8>, Object)>> {
+        let path = self.0.path(name)?;
+        let read = self.run(|bucket| async move {
+            Call::limited_to(max_bytes)
+                .make(async {
+                    let answer = bucket.store.get_opts(&path, GetOptions::default()).await?;
+                    let meta = answer.meta.clone();
+                    Ok((answer.bytes().await?, meta))
+                })
+                .await
+        })?;
+        match read {
+            Ok((bytes, meta)) => Ok(Some((bytes.into(), Object::new(name, &meta)))),
+            Err(failure) if failure.is_missing() => Ok(None),
+            Err(failure) => Err(self.failed("read", name, &failure)),
+        }
+    }
+
+    /// Opens an object for reading. The object must not change until then.
+    pub fn reader(&self, name: &str) -> Result<Option<ObjectReader>> {
+        let object = self.find(name)?;
+        object
+            .map(|object| ObjectReader::new(self.clone(), object))
+            .transpose()
+    }
+
+    /// Creates an object, unless one of that name exists.
+    pub fn create(&self, name: &str, bytes: Vec<u8>) -> Result<Created> {
+        let path = self.0.path(name)?;
+        let nonce = new_nonce()?;
+        let object_name = name.to_string();
+        let created = self.run(|bucket| async move {
+            let bytes = Bytes::from(bytes);
+            let headers = HeaderMap::new();
+            let target = Target {
+                path: &path,
+                name: &object_name,
+                nonce: &nonce,
+                attributes: bucket.attributes(&nonce),
+            };
+            bucket.create(target, bytes, PutMode::Create, headers).await
+        })?;
+        match created {
+            Ok(Some(head)) => Ok(Created::New(head)),
+            Ok(None) => Ok(Created::Exists),
+            Err(failure) => Err(self.failed("create", name, &failure)),
+        }
+    }
+
+    /// Replaces an object, if it is still the known one.
+    pub fn replace(&self, name: &str, bytes: Vec<u8>, known: &Version) -> Result<Replaced> {
+        if *known == Version::default() {
+            return Err(Error::internal(
+                "An object without a version cannot be replaced",
+            ));
+        }
+        let path = self.0.path(name)?;
+        let nonce = new_nonce()?;
+        let object_name = name.to_string();
+        let mode = PutMode::Update(known.into());
+        let replaced = self.run(|bucket| async move {
+            let target = Target {
+                path: &path,
+                name: &object_name,
+                nonce: &nonce,
+                attributes: bucket.attributes(&nonce),
+            };
+            let bytes = Bytes::from(bytes);
+            bucket.create(target, bytes, mode, HeaderMap::new()).await
+        })?;
+        match replaced {
+            Ok(Some(version)) => Ok(Replaced::Done(version)),
+            Ok(None) => Ok(Replaced::Changed),
+            Err(failure) => Err(self.failed("replace", name, &failure)),
+        }
+    }
+
+    /// Deletes objects. An absent object is deleted already. A service may report success for an
+    /// object that it keeps, so that a list afterwards is the proof.
+    pub fn remove(&self, names: &[String]) -> Vec<(String, Result<()>)> {
+        let cancel = CancelToken::current();
+        let mut results = Vec::with_capacity(names.len());
+        let mut under_way: VecDeque<(&String, Result<Task<_>>)> = VecDeque::new();
+        let mut names = names.iter();
+        loop {
+            while under_way.len() < PARALLEL_DELETIONS
+                && let Some(name) = names.next()
+            {
+                under_way.push_back((name, self.start_removal(name)));
+            }
+            let Some((name, task)) = under_way.pop_front() else {
+                return results;
+            };
+            let result = match task.and_then(|task| task.wait(&cancel)) {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(failure)) if failure.is_missing() => Ok(()),
+                Ok(Err(failure)) => Err(self.failed("delete", name, &failure)),
+                Err(error) => Err(error),
+            };
+            results.push((name.clone(), result));
+        }
+    }
+
+    fn start_removal(&self, name: &str) -> Result<Task<Result<(), Failure>>> {
+        let path = self.0.path(name)?;
+        let bucket = Arc::clone(&self.0);
+        Task::start(async move { Call::default().make(bucket.store.delete(&path)).await })
+    }
+
+    /// Begins an upload. `planned_bytes` is an estimate, from which the size of the parts follows.
+    /// `KG_STORE_CHANGED` if the name is taken.
+    pub fn upload(&self, name: &str, planned_bytes: u64, cancel: CancelToken) -> Result<Upload> {
+        Upload::new(self.clone(), name, planned_bytes, cancel)
+    }
+
+    /// Returns the time of the service, to the second. Leases use it, because clocks differ.
+    pub fn server_time(&self) -> Result<Timestamp> {
+        let path = self.0.path(".kg-time")?;
+        let (answer, time) = self.run(|bucket| async move {
+            let head = GetOptions::default().with_head(true);
+            let request = bucket.store.get_opts(&path, head);
+            Call::default().make_timed(request).await
+        })?;
+        match (answer, time) {
+            (Err(failure), _) if !failure.is_missing() => {
+                Err(self.failed("ask the time of", "", &failure))
+            }
+            (_, Some(time)) => Ok(time),
+            (_, None) => Err(Error::new(
+                Code::Unsupported,
+                format!("The answers of {} have no date", self.0.location),
+                "Use another service",
+            )),
+        }
+    }
+
+    /// Finds out which conditions the service respects, with an object that is deleted again. Some
+    /// services ignore them and replace what exists.
+    pub fn probe(&self) -> Result<Conditions> {
+        let name = format!(".kg-probe-{}", new_nonce()?);
+        let result = self.probe_with(&name);
+        let removed = self.remove(std::slice::from_ref(&name));
+        let result = result?;
+        removed.into_iter().try_for_each(|(_, removed)| removed)?;
+        Ok(result)
+    }
+
+    fn probe_with(&self, name: &str) -> Result<Conditions> {
+        let refused = |error: &Error| error.code == Code::Unsupported;
+        let known = match self.create(name, b"1".to_vec()) {
+            Ok(Created::New(version)) => version,
+            Ok(Created::Exists) => return Err(Error::internal("The name of a probe exists")),
+            Err(error) if refused(&error) => {
+                return Ok(Conditions {
+                    create: false,
+                    replace: false,
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        let create = matches!(self.create(name, b"2".to_vec())?, Created::Exists);
+        let stale = Version {
+            e_tag: Some("00000000000000000000000000000000".into()),
+            version: known.version.as_ref().map(|_| "1".into()),
+        };
+        let replace = match self.replace(name, b"3".to_vec(), &stale) {
+            Ok(replaced) => replaced == Replaced::Changed,
+            Err(error) if refused(&error) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Conditions { create, replace })
+    }
+
+    /// Runs work on behalf of the operation of this thread.
+    pub(super) fn run<T, F>(&self, work: impl FnOnce(Arc<Inner>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        runtime::run(work(Arc::clone(&self.0)))
+    }
+
+    /// Describes a failure. An empty name stands for the whole store.
+    pub(super) fn failed(&self, action: &str, name: &str, failure: &Failure) -> Error {
+        let location = &self.0.location;
+        match name {
+            "" => failure.error(&format!("{action} {location}")),
+            name => failure.error(&format!("{action} {location}/{name}")),
+        }
+    }
+}
+
+/// What is written, and the mark by which its writer recognises it.
+pub(super) struct Target<'a> {
+    pub path: &'a Path,
+    pub name: &'a str,
+    pub nonce: &'a str,
+    pub attributes: Attributes,
+}
+
+impl Inner {
+    /// Writes an object under a condition. Returns `None` if the condition did not hold.
+    ///
+    /// If the answer to a successful request is lost, its repetition finds the condition broken by
+    /// the object itself. The nonce in its metadata tells.
+    pub async fn create(
+        &self,
+        target: Target<'_>,
+        bytes: Bytes,
+        mode: PutMode,
+        headers: HeaderMap,
+    ) -> Result<Option<Version>, Failure> {
+        let mut attempt = 1;
+        loop {
+            let options = PutOptions {
+                mode: mode.clone(),
+                tags: self.tags(),
+                attributes: target.attributes.clone(),
+                ..PutOptions::default()
+            };
+            let call = Call::default()
+                .with_headers(self.encryption.clone())
+                .with_headers(headers.clone());
+            let put = self
+                .store
+                .put_opts(target.path, bytes.clone().into(), options);
+            let failure = match call.make(put).await {
+                Ok(answer) => return Ok(Some(answer.into())),
+                Err(failure) => failure,
+            };
+            let is_refused = failure.is_conflict() || failure.is_missing();
+            if !is_refused && !failure.is_unclear() {
+                return Err(failure);
+            }
+            match self.head(target.path, target.name).await? {
+                Some(head) if head.nonce.as_deref() == Some(target.nonce) => {
+                    return Ok(Some(head.object.version));
+                }
+                _ if !is_refused => return Err(failure),
+                Some(_) => return Ok(None),
+                // It was there and is gone: the name is free again.
+                None if mode == PutMode::Create && attempt < CREATE_ATTEMPTS => attempt += 1,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    pub async fn head(&self, path: &Path, name: &str) -> Result<Option<Head>, Failure> {
+        let options = GetOptions::default().with_head(true);
+        let answer = Call::default()
+            .make(self.store.get_opts(path, options))
+            .await;
+        match answer {
+            Ok(answer) => Ok(Some(Head::new(name, self.nonce_key(), &answer))),
+            Err(failure) if failure.is_missing() => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> Result<Path> {
+        let is_plain = !name.is_empty() && !name.contains('/');
+        let path = Path::parse(self.location.key(name))
+            .ok()
+            .filter(|_| is_plain);
+        path.ok_or_else(|| {
+            let name: String = name.chars().flat_map(char::escape_default).collect();
+            Error::new(
+                Code::BackupDirInvalid,
+                format!(
+                    "'{name}' cannot be the name of an object in {}",
+                    self.location
+                ),
+                "Use another name",
+            )
+        })
+    }
+
+    fn path_of_prefix(&self) -> Result<Option<Path>> {
+        if self.location.prefix().is_empty() {
+            return Ok(None);
+        }
+        let path = Path::parse(self.location.prefix());
+        path.map(Some).map_err(|_| {
+            let message = format!("{} cannot be listed", self.location);
+            Error::new(Code::BackupDirInvalid, message, "Use another prefix")
+        })
+    }
+
+    /// Azure allows only letters, digits and underscores.
+    fn nonce_key(&self) -> &'static str {
+        match self.location.service() {
+            Service::S3 | Service::GoogleCloud => "kg-nonce",
+            Service::Azure => "kg_nonce",
+        }
+    }
+
+    pub fn attributes(&self, nonce: &str) -> Attributes {
+        let key = Attribute::Metadata(self.nonce_key().into());
+        Attributes::from_iter([(key, nonce.to_string())])
+    }
+
+    pub fn tags(&self) -> TagSet {
+        let mut tags = TagSet::default();
+        for (key, value) in self.options.tags.iter().flatten() {
+            tags.push(key, value);
+        }
+        tags
+    }
+
+    /// Returns the header by which the completion of an upload never replaces an object. Azure signs
+    /// all headers before they could be added, so that it has none.
+    pub fn completion_condition(&self) -> Option<(HeaderName, &'static str)> {
+        match self.location.service() {
+            Service::S3 => Some((http::header::IF_NONE_MATCH, "*")),
+            Service::GoogleCloud => {
+                let name = HeaderName::from_static("x-goog-if-generation-match");
+                Some((name, "0"))
+            }
+            Service::Azure => None,
+        }
+    }
+}
+
+/// Returns a random mark.
+pub(super) fn new_nonce() -> Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|cause| {
+        let remedy = "Check the system's source of random numbers";
+        Error::new(Code::Io, "Could not get random numbers", remedy).with_cause(cause)
+    })?;
+    Ok(hex(&bytes))
+}

@@ -1,0 +1,56 @@
+//! A client for object stores: S3 and compatible services first, then Google Cloud Storage and
+//! Azure. It knows objects and nothing of backups.
+//!
+//! ```text
+//! Bucket ─▶ object_store: what a request looks like ─▶ Transport ─▶ the service
+//!           (list, get, put, multipart; three services)  signs, sends, retries, limits, records
+//! ```
+//!
+//! | module | content |
+//! | --- | --- |
+//! | [`location`], [`options`] | where a store lies; the guide's `storageOptions` |
+//! | [`bucket`], [`reader`], [`upload`] | the operations |
+//! | [`object`] | what a store says about an object |
+//! | [`connect`] | the clients of the three services |
+//! | [`transport`] | sends a request until there is an answer or a reason to give up |
+//! | [`call`], [`failure`] | what an operation asks of its requests; why one failed, as an error |
+//! | [`retry`], [`throttle`] | waits between attempts; the bandwidth |
+//! | [`signing`], [`credentials`] | signatures of S3; where its keys come from |
+//! | [`runtime`] | runs asynchronous requests for ordinary threads |
+//!
+//! Callers are ordinary threads. An operation ends soon after the thread's
+//! [`CancelToken`](crate::util::operation::CancelToken) is cancelled.
+//!
+//! What it does not guarantee:
+//!
+//! * A service that ignores conditions on requests lets two writers of one name both succeed.
+//!   [`Bucket::probe`] tells such services apart.
+//! * A process that is killed leaves the parts of its upload. [`Bucket::unfinished_uploads`] finds
+//!   them.
+
+mod bucket;
+mod call;
+mod connect;
+mod credentials;
+mod failure;
+mod location;
+mod object;
+mod options;
+mod reader;
+mod retry;
+mod runtime;
+mod signing;
+mod throttle;
+mod transport;
+mod unfinished;
+mod upload;
+
+pub use self::{
+    bucket::{Bucket, Conditions, Created, Replaced},
+    location::{Location, Service},
+    object::{Object, Version},
+    options::{LockMode, ObjectLock, StorageOptions},
+    reader::ObjectReader,
+    unfinished::UnfinishedUpload,
+    upload::Upload,
+};

@@ -1,0 +1,379 @@
+//! Sends a request until there is an answer or a reason to give up.
+//!
+//! `object_store` makes the requests and reads the answers. It neither signs nor repeats them: this
+//! module does, because a signature holds the time, a service may ask for a longer wait, and an
+//! answer counts only if its last byte arrived.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderValue, Method, Response, StatusCode,
+    header::{CONTENT_LENGTH, DATE, IF_NONE_MATCH},
+    request::Parts,
+};
+use http_body_util::{BodyExt, Full};
+use md5::{Digest, Md5};
+use object_store::client::{
+    HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody,
+    HttpService,
+};
+use sha2::Sha256;
+
+use super::{
+    call::Call,
+    failure::{self, Failure, Refusal},
+    retry,
+    signing::Signer,
+    throttle::{Activity, Outgoing, Throttle},
+};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Transport(Arc<Inner>);
+
+struct Inner {
+    client: reqwest::Client,
+    /// Signs requests of S3. The other services sign in `object_store`.
+    signer: Option<Arc<Signer>>,
+    timeout: Duration,
+    upload: Option<Arc<Throttle>>,
+    download: Option<Arc<Throttle>>,
+    /// Set once the service refused a condition on the completion of an upload.
+    completes_without_condition: AtomicBool,
+}
+
+/// A request that can be sent several times.
+struct Prepared {
+    parts: Parts,
+    body: Bytes,
+    digest: Vec<u8>,
+}
+
+/// An answer whose body has arrived.
+struct Answer {
+    parts: http::response::Parts,
+    body: Bytes,
+}
+
+/// What was already tried in vain, apart from waiting.
+#[derive(Default)]
+struct Tried {
+    renewal: bool,
+    region: bool,
+    clock: bool,
+}
+
+impl Transport {
+    pub fn new(
+        client: reqwest::Client,
+        signer: Option<Arc<Signer>>,
+        timeout: Duration,
+        bytes_per_second: Option<u64>,
+    ) -> Transport {
+        let throttle = || bytes_per_second.map(|limit| Arc::new(Throttle::new(limit)));
+        Transport(Arc::new(Inner {
+            client,
+            signer,
+            timeout,
+            upload: throttle(),
+            download: throttle(),
+            completes_without_condition: AtomicBool::new(false),
+        }))
+    }
+
+    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let call = Call::current();
+        let prepared = self.prepare(request, &call).await?;
+        match self.send_until_answered(prepared, &call).await {
+            Ok(answer) => {
+                let body = Full::new(answer.body).map_err(|never| match never {});
+                Ok(Response::from_parts(
+                    answer.parts,
+                    HttpResponseBody::new(body),
+                ))
+            }
+            Err(failure) => {
+                call.note_failure(failure.clone());
+                // Any kind does: `object_store` is told to repeat nothing.
+                Err(HttpError::new(HttpErrorKind::Unknown, failure))
+            }
+        }
+    }
+
+    async fn prepare(&self, request: HttpRequest, call: &Call) -> Result<Prepared, HttpError> {
+        let (mut parts, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let digest = match self.0.signer {
+            Some(_) => Sha256::digest(&body).to_vec(),
+            None => Vec::new(),
+        };
+        for (name, value) in &call.headers {
+            parts.headers.insert(name.clone(), value.clone());
+        }
+        if self.0.signer.is_some() && parts.method == Method::PUT {
+            // Every service checks it, and a bucket with object lock refuses bodies without.
+            let sum = BASE64_STANDARD.encode(Md5::digest(&body));
+            if let Ok(sum) = HeaderValue::from_str(&sum) {
+                parts.headers.insert("content-md5", sum);
+            }
+        }
+        if self.0.completes_without_condition.load(Ordering::Relaxed) {
+            drop_condition(&mut parts);
+        }
+        Ok(Prepared {
+            parts,
+            body,
+            digest,
+        })
+    }
+
+    async fn send_until_answered(
+        &self,
+        mut prepared: Prepared,
+        call: &Call,
+    ) -> Result<Answer, Failure> {
+        let mut tried = Tried::default();
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let failure = match self.attempt(&prepared, call).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            if self.can_correct(&failure, &mut prepared, &mut tried).await {
+                continue;
+            }
+            let most = match failure {
+                Failure::Connect(_) => retry::MOST_CONNECTS,
+                _ => retry::MOST_ATTEMPTS,
+            };
+            if !failure.passes() || attempt >= most {
+                return Err(failure);
+            }
+            let asked = match &failure {
+                Failure::Refused(refusal) => refusal.retry_after,
+                _ => None,
+            };
+            tokio::time::sleep(retry::wait(attempt, asked)).await;
+        }
+    }
+
+    /// Returns whether the request can be sent again at once, in another way.
+    async fn can_correct(
+        &self,
+        failure: &Failure,
+        prepared: &mut Prepared,
+        tried: &mut Tried,
+    ) -> bool {
+        let Failure::Refused(refusal) = failure else {
+            return false;
+        };
+        if refusal.status == StatusCode::NOT_IMPLEMENTED && drop_condition(&mut prepared.parts) {
+            let refused = &self.0.completes_without_condition;
+            refused.store(true, Ordering::Relaxed);
+            return true;
+        }
+        let Some(signer) = &self.0.signer else {
+            return false;
+        };
+        if refusal.is_expired() && !tried.renewal {
+            tried.renewal = true;
+            return signer.renew().await;
+        }
+        if refusal.is_skewed() && !tried.clock {
+            // The machine may have slept between the signature and the answer.
+            tried.clock = true;
+            return true;
+        }
+        if let Some(region) = &refusal.region
+            && refusal.is_of_other_region()
+            && !tried.region
+        {
+            tried.region = true;
+            return signer.correct_region(region);
+        }
+        false
+    }
+
+    async fn attempt(&self, prepared: &Prepared, call: &Call) -> Result<Answer, Failure> {
+        let mut parts = prepared.parts.clone();
+        if let Some(signer) = &self.0.signer {
+            let mut request = HttpRequest::from_parts(parts, HttpRequestBody::empty());
+            signer.sign(&mut request, &prepared.digest).await?;
+            parts = request.into_parts().0;
+        }
+        let activity = Activity::new();
+        let exchange = self.exchange(parts, prepared.body.clone(), call, &activity);
+        let answer = until_stalled(exchange, &activity, self.0.timeout).await?;
+        let (status, headers) = (answer.parts.status, &answer.parts.headers);
+        let status = match prepared.parts.method {
+            Method::POST => late_status(status, &answer.body),
+            _ => status,
+        };
+        match status.is_success() {
+            true => Ok(answer),
+            false => Err(Failure::Refused(Refusal::read(
+                status,
+                headers,
+                &answer.body,
+            ))),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        parts: Parts,
+        body: Bytes,
+        call: &Call,
+        activity: &Arc<Activity>,
+    ) -> Result<Answer, Failure> {
+        let url = reqwest::Url::parse(&parts.uri.to_string());
+        let url = url.map_err(|_| Failure::Unexpected("no valid URL".into()))?;
+        let is_head = parts.method == Method::HEAD;
+        let mut request = reqwest::Request::new(parts.method, url);
+        *request.headers_mut() = parts.headers;
+        if !body.is_empty() {
+            let body = Outgoing::new(body, Arc::clone(activity), self.0.upload.clone());
+            *request.body_mut() = Some(reqwest::Body::wrap(body));
+        }
+        let answer = self.0.client.execute(request).await;
+        let answer: Response<reqwest::Body> = answer.map_err(Failure::of_connection)?.into();
+        activity.note();
+        let (parts, body) = answer.into_parts();
+        if let Some(time) = parts.headers.get(DATE).and_then(|date| date.to_str().ok())
+            && let Some(time) = retry::http_date(time)
+        {
+            call.note_time(time);
+        }
+        let body = match is_head {
+            true => Bytes::new(),
+            false => self.receive(&parts, body, call, activity).await?,
+        };
+        Ok(Answer { parts, body })
+    }
+
+    async fn receive(
+        &self,
+        parts: &http::response::Parts,
+        mut body: reqwest::Body,
+        call: &Call,
+        activity: &Activity,
+    ) -> Result<Bytes, Failure> {
+        let length = parts.headers.get(CONTENT_LENGTH);
+        let announced = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if let Some(size) = announced.filter(|size| *size > call.most_bytes) {
+            return Err(Failure::TooLarge(size));
+        }
+        let mut received = BytesMut::with_capacity(announced.unwrap_or_default() as usize);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(Failure::of_connection)?;
+            activity.note();
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            received.extend_from_slice(&data);
+            let size = received.len() as u64;
+            if size > call.most_bytes {
+                return Err(Failure::TooLarge(size));
+            }
+            if let Some(throttle) = &self.0.download {
+                let wait = throttle.reserve(data.len());
+                activity.note_at(Instant::now() + wait);
+                tokio::time::sleep(wait).await;
+            }
+        }
+        match announced {
+            Some(size) if size != received.len() as u64 => Err(Failure::Interrupted(format!(
+                "{} of {size} bytes",
+                received.len()
+            ))),
+            _ => Ok(received.freeze()),
+        }
+    }
+
+    /// Sends a request that `object_store` does not know.
+    pub async fn request(&self, method: Method, url: &str, call: Call) -> Result<Bytes, Failure> {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(url)
+            .body(HttpRequestBody::empty())
+            .map_err(|_| Failure::Unexpected("no valid URL".into()))?;
+        call.make(async {
+            let answer = self.send(request).await;
+            let body = match answer {
+                Ok(answer) => answer.into_body().bytes().await,
+                Err(error) => Err(error),
+            };
+            body.map_err(|error| object_store::Error::Generic {
+                store: "S3",
+                source: Box::new(error),
+            })
+        })
+        .await
+    }
+}
+
+/// Returns the status that counts. The completion of an upload takes long, so that a service may
+/// send a success first and an error after it.
+fn late_status(status: StatusCode, body: &[u8]) -> StatusCode {
+    let is_error = status.is_success() && body.windows(7).any(|part| part == b"<Error>");
+    match failure::element(body, "Code").filter(|_| is_error) {
+        Some(code) if code == "PreconditionFailed" => StatusCode::PRECONDITION_FAILED,
+        Some(code) if code == "NoSuchUpload" => StatusCode::NOT_FOUND,
+        Some(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        None => status,
+    }
+}
+
+/// Removes the condition from the completion of an upload, if the request is that.
+fn drop_condition(parts: &mut Parts) -> bool {
+    parts.method == Method::POST && parts.headers.remove(IF_NONE_MATCH).is_some()
+}
+
+/// Waits for an exchange, unless no byte passes for so long.
+async fn until_stalled<T>(
+    exchange: impl Future<Output = Result<T, Failure>>,
+    activity: &Activity,
+    limit: Duration,
+) -> Result<T, Failure> {
+    let mut exchange = std::pin::pin!(exchange);
+    loop {
+        let wait = (activity.last() + limit).saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            return Err(Failure::Timeout(limit));
+        }
+        if let Ok(result) = tokio::time::timeout(wait, &mut exchange).await {
+            return result;
+        }
+    }
+}
+
+impl HttpService for Transport {
+    fn call<'service, 'answer>(
+        &'service self,
+        request: HttpRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'answer>>
+    where
+        'service: 'answer,
+        Self: 'answer,
+    {
+        Box::pin(self.send(request))
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Transport")
+    }
+}
