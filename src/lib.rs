@@ -45,10 +45,8 @@ mod config;
 mod error;
 mod integrity;
 pub mod node;
-mod place;
-// The store does not use it yet, so that all of it would be dead code.
-#[cfg(not(without_internals))]
 mod objects;
+mod place;
 mod project;
 mod salvage;
 mod schedule;
@@ -93,6 +91,7 @@ pub mod internals {
     }
     pub mod place {
         pub use crate::place::*;
+    }
     pub mod objects {
         pub use crate::objects::*;
     }

@@ -66,6 +66,7 @@ impl Written {
             sha256: hex(&self.file.sha256),
             root,
             list_offset: None,
+            object: None,
         }
     }
 }

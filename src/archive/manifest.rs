@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{errors::not_a_backup, file_list::FileListSummary};
 use crate::{
     error::{Code, Error, Result, Warning},
+    objects::Version,
     project::{CONFIG_FILE, Component, entry_names::DATABASE_ENTRY},
     sqlite::check::Integrity,
     util::{
@@ -193,6 +194,9 @@ pub struct ArchiveRecord {
     /// encrypted archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list_offset: Option<u64>,
+    /// The version of the archive in an object store. Absent in a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<Version>,
 }
 
 impl Manifest {

@@ -91,6 +91,13 @@ impl ObjectReader {
         Ok(())
     }
 
+    /// Moves the position of [`Read`].
+    pub fn seek_to(&mut self, offset: u64) {
+        self.current = Bytes::new();
+        self.under_way.clear();
+        self.next = offset;
+    }
+
     fn start(&self, range: Range<u64>) -> Result<Fetch> {
         let inner = Arc::clone(&self.bucket.0);
         let (path, version) = (self.path.clone(), self.object.version.clone());

@@ -1,31 +1,49 @@
-//! Where archives lie, and the files next to them.
+//! Where archives lie, and the files next to them: a directory, or an object store.
 //!
 //! Everything that reads an archive names it by an [`Archive`], so it works the same wherever the
 //! archive is.
 
+mod bucket;
+mod object_place;
+
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use serde::{Serialize, Serializer};
 
-use crate::util::regular_file;
+pub use self::{
+    bucket::{connect, install},
+    object_place::{Client, ObjectPlace, Upload},
+};
+use crate::{objects::Version, project::file_state::FoundFile, util::regular_file};
 
 /// A place that holds archives.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Place {
     Directory(PathBuf),
+    Objects(ObjectPlace),
 }
 
 impl Place {
-    /// Returns the path of the directory, for messages and results.
+    /// Returns the path of the directory or the URL, for messages and results.
     pub fn address(&self) -> &Path {
         match self {
             Place::Directory(dir) => dir,
+            Place::Objects(objects) => objects.url(),
+        }
+    }
+
+    /// Returns the directory, unless the place is in an object store.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Place::Directory(dir) => Some(dir),
+            Place::Objects(_) => None,
         }
     }
 
@@ -38,9 +56,17 @@ impl Place {
     }
 }
 
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        self.address() == other.address()
+    }
+}
+
+impl Eq for Place {}
+
 /// An archive, or another file of a place. It need not exist.
 ///
-/// It is serialized as its path.
+/// It is serialized as its path or its URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archive {
     place: Place,
@@ -68,16 +94,14 @@ impl Archive {
         &self.name
     }
 
-    /// Returns the path of the file, for messages and results.
+    /// Returns the path or the URL of the file, for messages and results.
     pub fn path(&self) -> PathBuf {
         self.place.address().join(&self.name)
     }
 
     /// Returns the path of the file if other programs can open it.
     pub fn local_path(&self) -> Option<PathBuf> {
-        match &self.place {
-            Place::Directory(_) => Some(self.path()),
-        }
+        self.place.directory().map(|dir| dir.join(&self.name))
     }
 
     /// Returns the file next to this one whose name ends with `suffix`.
@@ -89,6 +113,39 @@ impl Archive {
     pub fn open(&self) -> io::Result<Box<dyn Bytes>> {
         match &self.place {
             Place::Directory(_) => Ok(Box::new(regular_file::open_linked(&self.path())?)),
+            Place::Objects(objects) => {
+                let opened = objects.client().open(&self.name).map_err(io::Error::other)?;
+                opened.ok_or_else(|| io::ErrorKind::NotFound.into())
+            }
+        }
+    }
+
+    /// Returns the size of the file in bytes, or `None` if it does not exist.
+    pub fn size_bytes(&self) -> io::Result<Option<u64>> {
+        match &self.place {
+            Place::Directory(_) => match fs::metadata(self.path()) {
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+                found => found.map(|found| Some(found.len())),
+            },
+            Place::Objects(objects) => {
+                let found = objects.find(&self.name).map_err(io::Error::other)?;
+                Ok(found.map(|object| object.size_bytes))
+            }
+        }
+    }
+
+    /// Returns what changes whenever the content of the file does, as far as that is known without
+    /// reading it.
+    pub fn state(&self) -> Option<FileState> {
+        match &self.place {
+            Place::Directory(_) => {
+                let found = fs::metadata(self.path()).ok()?;
+                Some(FileState::Local(FoundFile::new(&found)))
+            }
+            Place::Objects(objects) => {
+                let found = objects.find(&self.name).ok()??;
+                Some(FileState::Object(found.version))
+            }
         }
     }
 }
@@ -102,6 +159,24 @@ impl fmt::Display for Archive {
 impl Serialize for Archive {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.path().serialize(serializer)
+    }
+}
+
+/// Tells two contents of a file apart without reading them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileState {
+    Local(FoundFile),
+    Object(Version),
+}
+
+impl FileState {
+    /// Returns whether a later change is sure to give the file another state. `read_at` is when
+    /// reading its content began.
+    pub fn is_settled(&self, read_at: SystemTime) -> bool {
+        match self {
+            FileState::Local(found) => found.settled(read_at).is_some(),
+            FileState::Object(_) => true,
+        }
     }
 }
 

@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use super::{
     Backup, Store,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
-    sidecar::{Sidecar, described_beside, sidecar},
-    usable,
+    sidecar::{self, Sidecar, described_beside},
+    tombstone, usable,
 };
 use crate::{
     archive::{encryption, errors::backup_not_found, reader::unreadable},
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
-    place::Archive,
+    place::{Archive, Place},
     project::Component,
     util::regular_file,
 };
@@ -38,6 +38,13 @@ impl Store {
     /// Returns the backups and the unreadable entries of the store, for display.
     pub fn read(&self) -> Result<Listing> {
         let (archives, sidecars) = self.names()?;
+        if let Place::Objects(_) = &self.place {
+            let archives: Vec<Archive> = archives
+                .iter()
+                .map(|name| self.place.archive(name))
+                .collect();
+            sidecar::read_ahead(&archives);
+        }
         let mut listing = Listing::default();
         for name in &archives {
             match self.judge(name) {
@@ -76,7 +83,10 @@ impl Store {
 
     /// Returns whether an entry of that name exists, including a dangling link.
     pub(super) fn has_file(&self, name: &str) -> Result<bool> {
-        let path = self.dir().join(name);
+        let path = match &self.place {
+            Place::Directory(dir) => dir.join(name),
+            Place::Objects(objects) => return Ok(objects.find(name)?.is_some()),
+        };
         match fs::symlink_metadata(&path) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
             found => found
@@ -94,8 +104,11 @@ impl Store {
             self.judge(name)
                 .is_ok_and(|found| Some(found.checksum.as_str()) == checksum)
         };
-        let is_there = |name: &&String| {
-            led_to(&self.dir().join(name), &ARCHIVE_ENDINGS).is_ok_and(|end| end.is_file())
+        let is_there = |name: &&String| match &self.place {
+            Place::Directory(dir) => {
+                led_to(&dir.join(name), &ARCHIVE_ENDINGS).is_ok_and(|end| end.is_file())
+            }
+            Place::Objects(_) => self.has_file(name).unwrap_or(false),
         };
         archives
             .iter()
@@ -206,8 +219,16 @@ impl Store {
         if !names::archives_of_id(reference).is_empty() {
             return self.get(reference).map(|backup| backup.archive);
         }
-        if names::id_of_archive(reference).is_some() && self.dir().join(reference).is_file() {
-            return archive_at(&self.dir().join(reference));
+        if names::id_of_archive(reference).is_some() {
+            match &self.place {
+                Place::Directory(dir) if dir.join(reference).is_file() => {
+                    return archive_at(&dir.join(reference));
+                }
+                Place::Objects(_) if self.has_file(reference)? => {
+                    return Ok(self.place.archive(reference));
+                }
+                _ => {}
+            }
         }
         if let Err(Flaw::Unread(error)) = led_to(path, &ARCHIVE_ENDINGS) {
             return Err(error);
@@ -303,22 +324,15 @@ impl Store {
 
     /// Returns the file names of all archives, and the archive names that the sidecars belong to.
     fn names(&self) -> Result<(Vec<String>, Vec<String>)> {
-        let failed = |cause| Error::io("read", self.dir(), cause);
-        let entries = match fs::read_dir(self.dir()) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
-            entries => entries.map_err(failed)?,
+        let all = match &self.place {
+            Place::Directory(dir) => file_names(dir)?,
+            Place::Objects(objects) => tombstone::living(objects.names()?),
         };
         let (mut archives, mut sidecars) = (Vec::new(), Vec::new());
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
+        for name in all {
             let archive = name.strip_suffix(MANIFEST_SUFFIX);
             let of = archive.unwrap_or(&name);
-            let kind = entry.file_type().map_err(failed)?;
-            // The user may have moved an archive to another disk and linked it here.
-            if names::id_of_archive(of).is_some() && (kind.is_file() || kind.is_symlink()) {
+            if names::id_of_archive(of).is_some() {
                 if archive.is_some() {
                     &mut sidecars
                 } else {
@@ -336,25 +350,57 @@ impl Store {
     /// backup.
     pub(super) fn judge(&self, archive_name: &str) -> std::result::Result<Backup, Flaw> {
         let archive = self.place.archive(archive_name);
-        let path = archive.path();
-        // The archive is opened because one that cannot be opened cannot be restored.
-        let end = led_to(&path, &ARCHIVE_ENDINGS)?;
-        let size = match regular_file::open(&end).and_then(|file| file.metadata()) {
-            Ok(found) => found.len(),
-            Err(cause) if is_absent(&cause) => return Err(Flaw::NoArchive),
-            Err(cause) => return Err(Flaw::Unread(Error::io("read", &path, cause))),
+        let (size, linked_to) = match &self.place {
+            Place::Directory(_) => size_of_file(&archive.path())?,
+            Place::Objects(objects) => match objects.find(archive_name) {
+                Ok(found) => (found.ok_or(Flaw::NoArchive)?.size_bytes, None),
+                Err(error) => return Err(Flaw::Unread(error)),
+            },
         };
-        let manifest = match sidecar(&archive).map_err(Flaw::Unread)? {
+        let manifest = match sidecar::sidecar(&archive).map_err(Flaw::Unread)? {
             Sidecar::Manifest(manifest) => *manifest,
             Sidecar::Missing => return Err(Flaw::NoManifest),
             Sidecar::Invalid => return Err(Flaw::Misfit),
         };
         let mut backup = Backup::new(archive, manifest).ok_or(Flaw::Misfit)?;
-        backup.linked_to = Some(end).filter(|end| *end != path);
+        backup.linked_to = linked_to;
         let fits =
             backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id);
         if fits { Ok(backup) } else { Err(Flaw::Misfit) }
     }
+}
+
+/// Returns the size of an archive, and the archive itself if `path` is a link to it. The archive is
+/// opened because one that cannot be opened cannot be restored.
+fn size_of_file(path: &Path) -> std::result::Result<(u64, Option<PathBuf>), Flaw> {
+    let end = led_to(path, &ARCHIVE_ENDINGS)?;
+    let size = match regular_file::open(&end).and_then(|file| file.metadata()) {
+        Ok(found) => found.len(),
+        Err(cause) if is_absent(&cause) => return Err(Flaw::NoArchive),
+        Err(cause) => return Err(Flaw::Unread(Error::io("read", path, cause))),
+    };
+    Ok((size, Some(end).filter(|end| *end != path)))
+}
+
+/// Returns the names of the files and links in a directory. Empty if it does not exist.
+fn file_names(dir: &Path) -> Result<Vec<String>> {
+    let failed = |cause| Error::io("read", dir, cause);
+    let entries = match fs::read_dir(dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let kind = entry.file_type().map_err(failed)?;
+        // The user may have moved an archive to another disk and linked it here.
+        if let Ok(name) = entry.file_name().into_string()
+            && (kind.is_file() || kind.is_symlink())
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Returns the path itself, or the target if the path is a link. A link to a file with another

@@ -1,7 +1,7 @@
 //! The lock that limits a store to one writer.
 //!
-//! The lock is an operating-system lock on a file in the directory (see
-//! [`crate::util::file_lock`]). The holder writes its name into the file, so that a process that
+//! In a directory, the lock is an operating-system lock on a file (see
+//! [`crate::util::file_lock`]); in an object store, it is a [`Lease`]. The holder writes its name into the file, so that a process that
 //! waits in vain can report it.
 
 use std::{
@@ -17,7 +17,7 @@ use nix::{
     unistd::{AccessFlags, access},
 };
 
-use super::names::LOCK_FILE;
+use super::{lease::Lease, names::LOCK_FILE};
 use crate::{
     error::{Code, Error, Result},
     system::holders,
@@ -35,12 +35,29 @@ const MAX_BYTES: u64 = 4096;
 
 /// The lock on a store, held until it is dropped.
 #[derive(Debug)]
-pub struct StoreLock {
+pub enum StoreLock {
+    File(FileLock),
+    Lease(Lease),
+}
+
+/// The lock on a directory.
+#[derive(Debug)]
+pub struct FileLock {
     _file: File,
     _shared: Option<Shared>,
 }
 
 impl StoreLock {
+    /// Fails with `KG_STORE_LOCKED` if another process took the lock meanwhile.
+    pub(super) fn assert_held(&self) -> Result<()> {
+        match self {
+            StoreLock::File(_) => Ok(()),
+            StoreLock::Lease(lease) => lease.assert_held(),
+        }
+    }
+}
+
+impl FileLock {
     pub fn acquire(
         dir: &Path,
         shared: Option<Shared>,
@@ -65,7 +82,7 @@ impl StoreLock {
             .and_then(|()| file.set_len(0))
             .and_then(|()| file.write_all(holder.as_bytes()))
             .map_err(failed)?;
-        Ok(StoreLock {
+        Ok(FileLock {
             _file: file,
             _shared: shared,
         })
@@ -124,7 +141,7 @@ mod tests {
     fn a_second_writer_of_the_same_process_is_told_who_holds_the_store() {
         let dir = tempfile::tempdir().unwrap();
         let acquire = || {
-            StoreLock::acquire(
+            FileLock::acquire(
                 dir.path(),
                 None,
                 Duration::ZERO,

@@ -17,12 +17,16 @@
 mod archive_file;
 mod catalog;
 pub mod chain;
+mod draft;
 pub mod known_stores;
+mod lease;
 mod lock;
 mod names;
 mod pins;
 pub mod retention;
 mod sidecar;
+mod sweep;
+mod tombstone;
 mod usable;
 mod write;
 mod write_behind;
@@ -47,6 +51,7 @@ pub use self::{
     usable::{broken_chains, good, newest_good, passed_over, passed_over_warning},
     write::{NewBackup, Removal},
 };
+use self::{lease::Lease, lock::FileLock};
 use crate::{
     archive::{
         encryption::{self, Keys, read::is_encrypted},
@@ -285,10 +290,10 @@ impl Store {
     /// Returns warnings about exposed key files among those used so far, for the store or for
     /// `archive`.
     pub fn key_warnings(&self, archive: &Archive) -> Vec<Warning> {
-        let dirs = [&self.place, archive.place()].map(|place| resolve(place.address()));
+        let dirs = [&self.place, archive.place()].map(|place| place.directory().map(resolve));
         let warnings = self.keys.files().into_iter().filter_map(|file| {
             let path = resolve(&file.path);
-            let is_here = dirs.iter().any(|dir| path.starts_with(dir));
+            let is_here = dirs.iter().flatten().any(|dir| path.starts_with(dir));
             let where_it_is = "it lies in the directory of the backups that it opens".to_string();
             let why = file.exposed.or(is_here.then_some(where_it_is))?;
             let message = format!(
@@ -372,7 +377,7 @@ impl Store {
     /// counts only if there is no other.
     fn newest_own(&self) -> Result<Option<Backup>> {
         // A path that cannot become a directory is refused later, when the directory is created.
-        if !self.dir().is_dir() {
+        if self.place.directory().is_some_and(|dir| !dir.is_dir()) {
             return Ok(None);
         }
         let Listing {
@@ -415,7 +420,10 @@ impl Store {
     /// Refuses a directory below `.kg/` whose archives the next backup would save
     /// (`KG_BACKUP_DIR_IN_PROJECT`).
     pub fn assert_outside(&self, project: &Project) -> Result<()> {
-        let dir = resolve(self.dir());
+        let Some(dir) = self.place.directory() else {
+            return Ok(());
+        };
+        let dir = resolve(dir);
         let inside = dir.strip_prefix(resolve(&project.state_dir())).ok();
         if inside.is_none_or(|inside| inside.starts_with(BACKUPS_DIR)) {
             return Ok(());
@@ -433,41 +441,55 @@ impl Store {
     /// Creates the directory and waits, at most `timeout`, until this process is the only writer.
     pub fn lock(&self, timeout: Duration, context: &OperationContext) -> Result<StoreLock> {
         self.assert_undoubted()?;
-        let shared = self
-            .home
-            .as_ref()
-            .and_then(|home| ownership::share(self.dir(), &home.state_dir()));
-        self.create()?;
-        StoreLock::acquire(self.dir(), shared, timeout, context)
+        match &self.place {
+            Place::Directory(dir) => {
+                let home = self.home.as_ref();
+                let shared = home.and_then(|home| ownership::share(dir, &home.state_dir()));
+                self.create(dir)?;
+                FileLock::acquire(dir, shared, timeout, context).map(StoreLock::File)
+            }
+            Place::Objects(objects) => {
+                let lease = Lease::acquire(objects, timeout, context)?;
+                // The process that held it before may have written.
+                objects.forget_listing();
+                Ok(StoreLock::Lease(lease))
+            }
+        }
     }
 
     /// Returns why this user could not lock the store, judging by permissions only.
     pub fn refusal_to_lock(&self) -> Option<Error> {
-        lock::refusal(self.dir())
+        self.place.directory().and_then(lock::refusal)
     }
 
     /// Returns whether a process is making or removing backups now, as far as can be determined.
     pub fn is_in_use(&self) -> bool {
-        lock::is_held(self.dir())
+        match &self.place {
+            Place::Directory(dir) => lock::is_held(dir),
+            Place::Objects(objects) => matches!(lease::holder(objects), Ok(Some(_))),
+        }
     }
 
     /// Returns whether the directory exists, or an error if that cannot be determined.
     pub fn exists(&self) -> Result<bool> {
-        match self.dir().try_exists() {
+        let Some(dir) = self.place.directory() else {
+            return Ok(true);
+        };
+        match dir.try_exists() {
             Err(cause) if cause.kind() == io::ErrorKind::NotADirectory => Ok(false),
-            exists => exists.map_err(|cause| Error::io("look at", self.dir(), cause)),
+            exists => exists.map_err(|cause| Error::io("look at", dir, cause)),
         }
     }
 
-    fn create(&self) -> Result<()> {
+    fn create(&self, dir: &Path) -> Result<()> {
         if self.exists()? {
             return Ok(());
         }
-        atomic_file::create_dirs(self.dir()).map_err(|cause| match cause.kind() {
+        atomic_file::create_dirs(dir).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-                dir_invalid(self.dir(), "lies below a file")
+                dir_invalid(dir, "lies below a file")
             }
-            _ => Error::io("create", self.dir(), cause),
+            _ => Error::io("create", dir, cause),
         })
     }
 }
@@ -521,8 +543,12 @@ impl Backup {
             id: manifest.id,
             kind: manifest.kind,
             size: record.size,
-            sidecar_size: fs::metadata(sidecar::manifest_path(&archive))
-                .map_or(0, |found| found.len()),
+            sidecar_size: archive
+                .beside(names::MANIFEST_SUFFIX)
+                .size_bytes()
+                .ok()
+                .flatten()
+                .unwrap_or(0),
             checksum: format!(
                 "{}{}",
                 crate::archive::manifest::DIGEST_PREFIX,

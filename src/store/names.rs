@@ -5,6 +5,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use crate::archive::{block::Compression, encryption::NAME_MARK};
 
 pub const MANIFEST_SUFFIX: &str = ".manifest.json";
+pub const PIN_SUFFIX: &str = ".pin.json";
 pub const LOCK_FILE: &str = ".kg-store.lock";
 /// The link to the newest archive, without its ending.
 pub const LATEST: &str = "latest";

@@ -16,14 +16,13 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Backup, Store, StoreLock};
+use super::{Backup, Store, StoreLock, names::PIN_SUFFIX};
 use crate::{
     error::{Code, Error, Result},
-    place::Archive,
+    place::{Archive, ObjectPlace, Place},
     util::{atomic_file, regular_file},
 };
 
-const PIN_SUFFIX: &str = ".pin.json";
 /// The maximum length of a reason.
 const MAX_REASON_BYTES: usize = 4096;
 /// The maximum length of a pin file, however its reason is escaped.
@@ -67,14 +66,16 @@ impl Store {
         let mut json = serde_json::to_vec_pretty(&pin)
             .map_err(|cause| Error::io("write", &path, cause.into()))?;
         json.push(b'\n');
-        atomic_file::write_in_store(&path, &json, self.mode)?;
+        self.write_beside(&backup.archive, PIN_SUFFIX, &json)?;
         self.get(id)
     }
 
     /// Removes the pin of a backup, if it has one.
     pub fn unpin(&self, _lock: &StoreLock, id: &str) -> Result<Backup> {
-        atomic_file::remove(&pin_path(&self.get(id)?.archive))?;
-        atomic_file::sync_dir(self.dir())?;
+        self.remove_file(&self.get(id)?.archive.beside(PIN_SUFFIX))?;
+        if let Some(dir) = self.place.directory() {
+            atomic_file::sync_dir(dir)?;
+        }
         self.get(id)
     }
 
@@ -104,6 +105,9 @@ pub(super) fn pin_path(archive: &Archive) -> PathBuf {
 
 /// Returns the pin of an archive, if it has one.
 pub(super) fn pin_beside(archive: &Archive) -> Option<Pin> {
+    if let Place::Objects(objects) = archive.place() {
+        return pin_object(objects, archive);
+    }
     let path = pin_path(archive);
     let since = match fs::symlink_metadata(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return None,
@@ -112,16 +116,28 @@ pub(super) fn pin_beside(archive: &Archive) -> Option<Pin> {
             .ok()
             .and_then(|at| Timestamp::try_from(at).ok()),
     };
-    let written = read(&path).unwrap_or_default();
-    let at = written
-        .at
-        .or(since)
-        .unwrap_or(Timestamp::UNIX_EPOCH)
-        .as_millisecond();
-    Some(Pin {
+    Some(pin(read(&path), since))
+}
+
+/// Works like [`pin_beside`]. A pin also counts if the service does not say whether it exists.
+fn pin_object(objects: &ObjectPlace, archive: &Archive) -> Option<Pin> {
+    let name = format!("{}{PIN_SUFFIX}", archive.name());
+    let since = match objects.find(&name) {
+        Ok(None) => return None,
+        found => found.ok().flatten().map(|object| object.modified),
+    };
+    let json = objects.read(&name, MAX_PIN_BYTES).ok().flatten();
+    let written = json.and_then(|json| serde_json::from_slice(&json).ok());
+    Some(pin(written, since))
+}
+
+fn pin(written: Option<Written>, since: Option<Timestamp>) -> Pin {
+    let written = written.unwrap_or_default();
+    let at = written.at.or(since).unwrap_or(Timestamp::UNIX_EPOCH);
+    Pin {
         reason: written.reason,
-        at,
-    })
+        at: at.as_millisecond(),
+    }
 }
 
 fn read(path: &Path) -> Option<Written> {

@@ -7,7 +7,11 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{
+        LazyLock, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::SystemTime,
 };
 
@@ -18,9 +22,8 @@ use super::{
 use crate::{
     archive::{manifest::Manifest, reader::MAX_TEXT_BYTES},
     error::{Error, Result},
-    place::Archive,
-    project::file_state::FoundFile,
-    util::regular_file,
+    place::{Archive, FileState, Place},
+    util::{operation::CancelToken, regular_file, threads::start_in},
 };
 
 /// How messages name a manifest that cannot be parsed.
@@ -28,7 +31,11 @@ const BESIDE: &str = "the manifest next to the archive";
 /// The most sidecars that are remembered, of all stores. One takes about a kilobyte.
 const MAX_REMEMBERED: usize = 20_000;
 
-static REMEMBERED: LazyLock<Mutex<HashMap<PathBuf, (FoundFile, Manifest)>>> =
+/// How many threads read the sidecars of an object store at the same time.
+const READERS: usize = 16;
+const ARCHIVES_PER_READER: usize = 4;
+
+static REMEMBERED: LazyLock<Mutex<HashMap<PathBuf, (FileState, Manifest)>>> =
     LazyLock::new(Mutex::default);
 
 /// What is next to an archive.
@@ -53,12 +60,34 @@ pub fn described_beside(archive: &Archive) -> Result<Option<Manifest>> {
     })
 }
 
+/// Reads the sidecars of these archives from an object store at the same time, so that asking for
+/// each takes no more time. Whoever asks for a sidecar that could not be read gets the error.
+pub(super) fn read_ahead(archives: &[Archive]) {
+    let next = AtomicUsize::new(0);
+    let read_some = || {
+        while let Some(archive) = archives.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let _ = sidecar(archive);
+        }
+    };
+    let cancel = CancelToken::current();
+    thread::scope(|threads| {
+        for _ in 0..READERS.min(archives.len().div_ceil(ARCHIVES_PER_READER)) {
+            let cancel = cancel.clone();
+            // Without the thread it takes longer.
+            let _ = start_in(threads, "kg-sidecars", move || {
+                cancel.enter();
+                read_some();
+            });
+        }
+    });
+}
+
 /// Works like [`described_beside`], and tells why there is no manifest.
 pub(super) fn sidecar(archive: &Archive) -> Result<Sidecar> {
-    let path = manifest_path(archive);
-    let found = fs::metadata(&path).ok();
-    let found = found.as_ref().map(FoundFile::new);
-    if let Some(manifest) = found.and_then(|found| remembered(&path, &found)) {
+    let beside = archive.beside(MANIFEST_SUFFIX);
+    let (path, found) = (beside.path(), beside.state());
+    let known = found.as_ref().and_then(|found| remembered(&path, found));
+    if let Some(manifest) = known {
         return Ok(Sidecar::Manifest(Box::new(manifest)));
     }
     let read_at = SystemTime::now();
@@ -68,19 +97,19 @@ pub(super) fn sidecar(archive: &Archive) -> Result<Sidecar> {
     let Ok(manifest) = Manifest::parse(&json, BESIDE) else {
         return Ok(Sidecar::Invalid);
     };
-    if let Some(found) = found.filter(|found| found.settled(read_at).is_some()) {
+    if let Some(found) = found.filter(|found| found.is_settled(read_at)) {
         remember(path, found, &manifest);
     }
     Ok(Sidecar::Manifest(Box::new(manifest)))
 }
 
-fn remembered(path: &Path, found: &FoundFile) -> Option<Manifest> {
+fn remembered(path: &Path, found: &FileState) -> Option<Manifest> {
     let remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
     let (then, manifest) = remembered.get(path)?;
     (then == found).then(|| manifest.clone())
 }
 
-fn remember(path: PathBuf, found: FoundFile, manifest: &Manifest) {
+fn remember(path: PathBuf, found: FileState, manifest: &Manifest) {
     let mut remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
     if remembered.len() >= MAX_REMEMBERED {
         remembered.clear();
@@ -92,6 +121,10 @@ fn remember(path: PathBuf, found: FoundFile, manifest: &Manifest) {
 /// regular file or is too long for a manifest. `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be
 /// read.
 pub fn manifest_beside(archive: &Archive) -> Result<Option<Vec<u8>>> {
+    if let Place::Objects(objects) = archive.place() {
+        let name = format!("{}{MANIFEST_SUFFIX}", archive.name());
+        return objects.read(&name, MAX_TEXT_BYTES);
+    }
     let path = match led_to(&manifest_path(archive), &[MANIFEST_SUFFIX]) {
         Ok(path) => path,
         Err(Flaw::Unread(error)) => return Err(error),
@@ -136,16 +169,16 @@ mod tests {
                 .map(|manifest| manifest.id)
         };
         assert_eq!(id(), None);
-        let found = |path: &Path| FoundFile::new(&fs::metadata(path).unwrap());
+        let found = || archive.beside(MANIFEST_SUFFIX).state().unwrap();
         for written in ["one", "three"] {
             fs::write(&path, json(written).to_string()).unwrap();
             assert_eq!(id().as_deref(), Some(written));
             // As if it had been read two seconds later.
             let now = SystemTime::now() + Duration::from_secs(3);
-            assert!(found(&path).settled(now).is_some());
+            assert!(found().is_settled(now));
             let manifest = described_beside(&archive).unwrap().unwrap();
-            remember(path.clone(), found(&path), &manifest);
-            assert_eq!(remembered(&path, &found(&path)).unwrap().id, written);
+            remember(path.clone(), found(), &manifest);
+            assert_eq!(remembered(&path, &found()).unwrap().id, written);
         }
         fs::write(&path, "none").unwrap();
         assert_eq!(id(), None);

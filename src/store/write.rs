@@ -8,38 +8,36 @@ use nix::unistd::geteuid;
 
 use super::{
     Backup, Store, StoreLock,
-    archive_file::ArchiveFile,
-    catalog::{self, ARCHIVE_ENDINGS, Flaw, Listing, assert_none_unread_after, led_to},
-    names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
-    pins::pin_path,
+    catalog::{Listing, assert_none_unread_after},
+    draft::Draft,
+    names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX, PIN_SUFFIX},
     sidecar::manifest_path,
-    usable,
+    tombstone, usable,
 };
 use crate::{
     archive::{
         block::Compression,
         block_writer::{Sink, Written},
-        encryption::write::Encrypting,
         manifest::{ArchiveRecord, Manifest},
-        reader::{Discard, read_archive},
     },
     error::{Code, Error, Result, Warning, WarningCode},
-    place::Archive,
+    objects::Version,
+    place::{Archive, Place},
     sqlite::raw_copy,
     util::{
-        atomic_file::{self, PARTIAL_PREFIX, TempFile},
-        operation::{OperationContext, Phase},
-        temp_dir::{self, PrivateDir, Scratch, remove_tree},
+        atomic_file::{self, PARTIAL_PREFIX},
+        temp_dir::{self, PrivateDir, Scratch},
     },
 };
 
 /// A backup that is being written. Dropping it removes its files.
 pub struct NewBackup<'a> {
     store: &'a Store,
+    lock: &'a StoreLock,
     pub id: String,
     archive: Archive,
     encrypted: bool,
-    file: TempFile,
+    draft: Draft,
     scratch: ScratchDir,
 }
 
@@ -62,7 +60,7 @@ impl ScratchDir {
 }
 
 /// The prefix of the names of private directories.
-const PRIVATE_PREFIX: &str = ".kg-backup-";
+pub(super) const PRIVATE_PREFIX: &str = ".kg-backup-";
 
 /// Returns the ids of all backups that depend on `id`, directly or not. Each one comes before the
 /// backups that it depends on.
@@ -85,10 +83,10 @@ pub fn dependants(backups: &[Backup], id: &str) -> Vec<String> {
 }
 
 impl Store {
-    /// Chooses an id and opens a temporary file for the archive.
+    /// Chooses an id and begins the archive.
     pub fn begin<'a>(
         &'a self,
-        _lock: &'a StoreLock,
+        lock: &'a StoreLock,
         at: Timestamp,
         compression: Compression,
         encrypted: bool,
@@ -101,7 +99,8 @@ impl Store {
             .filter_map(|backup| backup.based_on)
             .collect();
         let is_taken = |name: &String| {
-            self.has_file(name).unwrap_or(true) || pin_path(&self.place.archive(name)).exists()
+            let has = |name: &str| self.has_file(name).unwrap_or(true);
+            has(name) || has(&format!("{name}{PIN_SUFFIX}"))
         };
         let free = |stamp: &String| {
             let id = names::id(stamp);
@@ -111,38 +110,89 @@ impl Store {
             .map(|number| names::stamp(at, number))
             .find(free)
             .unwrap_or_default();
+        let archive = names::archive(&stamp, compression, encrypted);
+        let archive = self.place.archive(&archive);
         Ok(NewBackup {
             store: self,
+            lock,
             id: names::id(&stamp),
-            archive: self
-                .place
-                .archive(&names::archive(&stamp, compression, encrypted)),
+            draft: Draft::begin(self, &archive)?,
+            archive,
             encrypted,
-            file: TempFile::in_store(self.dir(), self.mode)?,
             scratch: self.room(encrypted)?,
         })
     }
 
     fn room(&self, encrypted: bool) -> Result<ScratchDir> {
-        let parent = if encrypted {
-            std::env::temp_dir()
-        } else {
-            temp_dir::safe_parent(self.dir())
-        };
-        if parent == self.dir() {
-            return raw_copy::scratch_dir(self.dir()).map(ScratchDir::InStore);
+        let in_store = self.place.directory().filter(|_| !encrypted);
+        let parent = in_store.map_or_else(std::env::temp_dir, temp_dir::safe_parent);
+        if let Some(dir) = in_store.filter(|dir| parent == **dir) {
+            return raw_copy::scratch_dir(dir).map(ScratchDir::InStore);
         }
-        match Scratch::new(&parent, PRIVATE_PREFIX) {
+        match (Scratch::new(&parent, PRIVATE_PREFIX), in_store) {
             // A container may lack the temporary directory. Root does not fall back, because
             // another user could redirect its writes.
-            Err(_) if !encrypted && !geteuid().is_root() => {
-                raw_copy::scratch_dir(self.dir()).map(ScratchDir::InStore)
+            (Err(_), Some(dir)) if !geteuid().is_root() => {
+                raw_copy::scratch_dir(dir).map(ScratchDir::InStore)
             }
-            room => room.map(ScratchDir::SystemTemp).map_err(|error| Error {
+            (room, _) => room.map(ScratchDir::SystemTemp).map_err(|error| Error {
                 remedy: format!("{}; or set TMPDIR to another directory", error.remedy),
                 ..error
             }),
         }
+    }
+
+    /// Writes a small file next to an archive, whether it exists or not.
+    pub(super) fn write_beside(&self, archive: &Archive, suffix: &str, bytes: &[u8]) -> Result<()> {
+        let file = archive.beside(suffix);
+        match &self.place {
+            Place::Directory(_) => atomic_file::write_in_store(&file.path(), bytes, self.mode),
+            Place::Objects(objects) => objects.put(file.name(), bytes),
+        }
+    }
+
+    /// Writes the sidecar of a new archive. `KG_STORE_CHANGED` if an object store has one already.
+    pub(super) fn create_beside(&self, archive: &Archive, suffix: &str, bytes: &[u8]) -> Result<()> {
+        let Place::Objects(objects) = &self.place else {
+            return self.write_beside(archive, suffix, bytes);
+        };
+        let file = archive.beside(suffix);
+        if objects.create(file.name(), bytes.to_vec())? {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::StoreChanged,
+            format!("{file} was written by another process at the same time"),
+            "Run it again; the next backup gets another name",
+        ))
+    }
+
+    /// Removes a file of the store, which need not exist.
+    pub(super) fn remove_file(&self, file: &Archive) -> Result<()> {
+        match &self.place {
+            Place::Directory(_) => atomic_file::remove(&file.path()),
+            Place::Objects(objects) => objects.remove(file.name()),
+        }
+    }
+
+    /// Fails with `KG_BASE_UNUSABLE` if the base of a new incremental backup is no longer in the
+    /// object store. In a directory the lock prevents that.
+    fn assert_base(&self, manifest: &Manifest) -> Result<()> {
+        let (Place::Objects(objects), Some(id)) = (&self.place, &manifest.based_on) else {
+            return Ok(());
+        };
+        for name in names::archives_of_id(id) {
+            let sidecar = format!("{name}{MANIFEST_SUFFIX}");
+            let is_there = |name: &str| Ok::<_, Error>(objects.client().find(name)?.is_some());
+            if self.has_file(&name)? && is_there(&name)? && is_there(&sidecar)? {
+                return Ok(());
+            }
+        }
+        Err(Error::new(
+            Code::BaseUnusable,
+            format!("{id} was removed while a backup that depends on it was made"),
+            "Make a full backup",
+        ))
     }
 
     /// Removes a backup and, with `cascade`, the backups that depend on it. Without `cascade`,
@@ -163,164 +213,17 @@ impl Store {
         }
     }
 
-    /// Finishes or removes what killed runs left, and writes the sidecars of complete archives that
-    /// have none.
-    pub fn clean_up(&self, _lock: &StoreLock, context: &OperationContext) -> Result<Vec<Warning>> {
-        let entries =
-            fs::read_dir(self.dir()).map_err(|cause| Error::io("read", self.dir(), cause))?;
-        let mut warnings = Vec::new();
-        for entry in entries.flatten() {
-            let path = entry.path();
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
-            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let (is_scratch, is_partial) = (
-                name.starts_with(raw_copy::SCRATCH_PREFIX),
-                name.starts_with(PARTIAL_PREFIX),
-            );
-            // A file that cannot be removed must not make this run fail.
-            if is_scratch && is_dir {
-                let removed = remove_tree(&path).map_err(|cause| Error::io("remove", &path, cause));
-                warnings.extend(removed.err().map(stays));
-            } else if is_partial && !is_dir {
-                warnings.extend(atomic_file::remove(&path).err().map(stays));
-            } else if is_scratch || is_partial {
-                let message = format!(
-                    "{} has the name of a temporary file, but no run created it: move it away",
-                    path.display()
-                );
-                warnings.push(Warning::new(WarningCode::Store, message));
-            } else if let Some(archive) = name.strip_suffix(MANIFEST_SUFFIX)
-                && names::id_of_archive(archive).is_some()
-            {
-                match self.has_file(archive) {
-                    Ok(true) => {}
-                    Ok(false) => warnings.extend(atomic_file::remove(&path).err().map(stays)),
-                    Err(error) => warnings.push(Warning::new(WarningCode::Store, error.message)),
-                }
-            }
-        }
-        // While an encrypted archive is written, the copies of databases are in the temporary
-        // directory.
-        temp_dir::sweep(&std::env::temp_dir(), PRIVATE_PREFIX);
-        let adopt = |archive: &Archive, manifest: Manifest| {
-            atomic_file::write_in_store(&manifest_path(archive), &manifest.to_json(), self.mode)
-        };
-        warnings.extend(self.register_unlisted(context, adopt)?);
-        Ok(warnings)
-    }
-
-    /// Returns the backups as they will be listed after a cleanup, newest first.
-    pub fn preview_cleanup(
-        &self,
-        context: &OperationContext,
-    ) -> Result<(Vec<Backup>, Vec<Warning>)> {
-        let mut backups = self.list()?;
-        let warnings = self.register_unlisted(context, |archive, manifest| {
-            backups.extend(Backup::new(archive.clone(), manifest));
-            Ok(())
-        })?;
-        catalog::sort(&mut backups, Timestamp::now());
-        Ok((backups, warnings))
-    }
-
-    /// Passes each archive without a usable sidecar to `take`, with the manifest that belongs next
-    /// to it. Such an archive is left by a run that was killed just before its end, or was copied
-    /// here alone. An archive that is incomplete, or whose manifest has another id than its name,
-    /// causes only a warning.
-    fn register_unlisted(
-        &self,
-        context: &OperationContext,
-        mut take: impl FnMut(&Archive, Manifest) -> Result<()>,
-    ) -> Result<Vec<Warning>> {
-        let mut warnings = Vec::new();
-        for name in self.archive_names()? {
-            let archive = self.place.archive(&name);
-            let manifest = match self.judge(&name) {
-                Ok(_) => continue,
-                // An existing file must not be overwritten.
-                Err(Flaw::Unread(error)) => Err(error.message),
-                Err(Flaw::NoArchive) => Err(not_needed("it does not lead to a regular file")),
-                Err(_) => self.manifest_for(&name, context)?,
-            };
-            match manifest {
-                Ok(manifest) => take(&archive, manifest)?,
-                Err(why) => {
-                    let message = format!("{archive} is not listed: {why}");
-                    warnings.push(Warning::new(WarningCode::Store, message));
-                }
-            }
-        }
-        Ok(warnings)
-    }
-
-    /// Returns the sidecar for a complete archive, or why it gets none and what to do.
-    fn manifest_for(
-        &self,
-        name: &str,
-        context: &OperationContext,
-    ) -> Result<std::result::Result<Manifest, String>> {
-        let archive = self.place.archive(name);
-        if led_to(&archive.path(), &ARCHIVE_ENDINGS).is_err() {
-            return Ok(Err(not_needed("it is a link to something else")));
-        }
-        let report = match read_archive(
-            &archive,
-            &self.keys,
-            None,
-            &mut Discard,
-            context,
-            Phase::Verifying,
-        ) {
-            Ok(report) => report,
-            Err(error) if error.code == Code::Aborted => return Err(error),
-            Err(error) if error.code.is_key_error() => {
-                return Ok(Err(format!(
-                    "{}; the next backup that is made with its key lists it",
-                    error.message
-                )));
-            }
-            Err(error) => return Ok(Err(not_needed(&error.message))),
-        };
-        let (size, sha256, encrypted) =
-            (report.size_bytes, report.sha256.clone(), report.encrypted);
-        Ok(
-            match report.intact(&archive).map(|(manifest, _)| manifest) {
-                Ok(manifest) if self.may_hold(&manifest.id) => Err(not_needed(&format!(
-                    "there is another archive of {} next to it",
-                    manifest.id
-                ))),
-                Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
-                    let record = ArchiveRecord {
-                        name: name.to_string(),
-                        size,
-                        sha256,
-                        root: None,
-                        list_offset: None,
-                    };
-                    let manifest = beside(manifest, record);
-                    Ok(if encrypted {
-                        manifest.public_sidecar()
-                    } else {
-                        manifest
-                    })
-                }
-                Ok(manifest) => Err(not_needed(&format!(
-                    "its manifest names it {}",
-                    manifest.id
-                ))),
-                Err(error) => Err(not_needed(&error.message)),
-            },
-        )
-    }
-
     /// Points `latest.tar.gz` (or `latest` with another archive ending) to the archive that
     /// `latest` means among `backups`, which must be all of them.
+    ///
+    /// An object store has no links.
     fn update_latest(&self, backups: &[Backup]) -> Result<()> {
+        let Some(dir) = self.place.directory() else {
+            return Ok(());
+        };
         let newest = usable::latest(backups).map(|backup| backup.archive.name());
         for ending in ENDINGS {
-            let link = self.dir().join(format!("{LATEST}{ending}"));
+            let link = dir.join(format!("{LATEST}{ending}"));
             match newest {
                 Some(name) if names::ending(name) == Some(ending) => {
                     if !fs::read_link(&link).is_ok_and(|target| target == Path::new(name)) {
@@ -366,39 +269,39 @@ impl Removal<'_> {
         Ok(doomed)
     }
 
-    /// Removes one backup. The archive gets a temporary name first, so that an incomplete backup is
-    /// never listed.
+    /// Removes one backup. A run that is killed meanwhile leaves none that is incomplete and listed.
     fn remove(&mut self, id: &str) -> Result<()> {
-        let dir = self.store.dir();
         let backup = self.store.get(id)?;
-        let doomed = format!("{PARTIAL_PREFIX}deleted-{id}");
-        let path = backup.archive.path();
-        atomic_file::rename(&path, doomed.as_ref())
-            .map_err(|cause| Error::io("remove", &path, cause))?;
-        // Compares paths because the store may contain a second archive with that id.
+        // Compares archives because the store may contain a second one with that id.
         self.listed
             .retain(|listed| listed.archive != backup.archive);
-        atomic_file::remove(&manifest_path(&backup.archive))?;
-        atomic_file::remove(&dir.join(doomed))?;
-        atomic_file::sync_dir(dir)?;
+        match &self.store.place {
+            Place::Directory(dir) => remove_files(dir, id, &backup.archive)?,
+            Place::Objects(objects) => tombstone::remove(objects, &backup.archive)?,
+        }
         self.store.update_latest(&self.listed)
     }
 }
 
+/// Removes an archive and its sidecar. The archive gets a temporary name first.
+fn remove_files(dir: &Path, id: &str, archive: &Archive) -> Result<()> {
+    let (path, doomed) = (archive.path(), format!("{PARTIAL_PREFIX}deleted-{id}"));
+    atomic_file::rename(&path, doomed.as_ref())
+        .map_err(|cause| Error::io("remove", &path, cause))?;
+    atomic_file::remove(&manifest_path(archive))?;
+    atomic_file::remove(&dir.join(doomed))?;
+    atomic_file::sync_dir(dir)
+}
+
 impl NewBackup<'_> {
+    /// Announces about how many bytes the archive will have, before the first of them is written.
+    pub fn plan(&self, bytes: u64) {
+        self.draft.plan(bytes);
+    }
+
     /// Opens the sink for the archive's bytes.
     pub fn sink(&self) -> Result<Box<dyn Sink>> {
-        let file = self
-            .file
-            .file()
-            .try_clone()
-            .map_err(|cause| Error::io("write", &self.archive.path(), cause))?;
-        let file = ArchiveFile::new(file);
-        Ok(if self.encrypted {
-            Box::new(Encrypting::new(file, &self.store.keys)?)
-        } else {
-            Box::new(file)
-        })
+        self.draft.sink(self.store, &self.archive, self.encrypted)
     }
 
     /// Returns the public keys that the archive is encrypted to, for its manifest.
@@ -418,28 +321,34 @@ impl NewBackup<'_> {
         }
     }
 
-    /// Publishes the archive, then its sidecar. Both are on the disk when this returns. Returns the
-    /// full details of the backup, even if it is encrypted.
+    /// Publishes the archive, then its sidecar. Both are on the disk, or acknowledged by the
+    /// service, when this returns. Returns the full details of the backup, even if it is encrypted.
     pub fn publish(self, manifest: Manifest, written: Written) -> Result<(Backup, Manifest)> {
-        let name = self.archive.name().to_string();
+        let (store, archive) = (self.store, &self.archive);
         let manifest = Manifest {
             encrypted: self.encrypted,
-            ..beside(manifest, written.record(name))
+            ..beside(manifest, written.record(archive.name().to_string()))
         };
-        let outside = self.encrypted.then(|| manifest.public_sidecar());
-        let sidecar = manifest_path(&self.archive);
-        let json = outside.as_ref().unwrap_or(&manifest).to_json();
-        let (file, mode) = (self.file, self.store.mode);
-        let published = file
-            .persist(&self.archive.path())
-            .and_then(|()| atomic_file::write_in_store(&sidecar, &json, mode));
-        if let Err(error) = published {
-            // If the directory cannot be synced, the rename has still happened. The remaining files
-            // would later be listed as a backup although this run reports a failure.
-            atomic_file::remove(&sidecar)?;
-            atomic_file::remove(&self.archive.path())?;
-            return Err(error);
-        }
+        self.lock.assert_held()?;
+        let published = self.draft.publish(archive).and_then(|version| {
+            let manifest = of_object(manifest, version);
+            let outside = self.encrypted.then(|| manifest.public_sidecar());
+            let json = outside.as_ref().unwrap_or(&manifest).to_json();
+            self.lock.assert_held()?;
+            store.assert_base(&manifest)?;
+            store.create_beside(archive, MANIFEST_SUFFIX, &json)?;
+            Ok(manifest)
+        });
+        let manifest = match published {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                // If a directory cannot be synced, the rename has still happened. The remaining
+                // files would later be listed as a backup although this run reports a failure.
+                store.remove_file(&archive.beside(MANIFEST_SUFFIX))?;
+                store.remove_file(archive)?;
+                return Err(error);
+            }
+        };
         let mut backup = Backup::new(self.archive, manifest.clone()).ok_or_else(|| {
             Error::new(
                 crate::Code::Internal,
@@ -447,9 +356,9 @@ impl NewBackup<'_> {
                 "Please report this",
             )
         })?;
-        let linked = self.store.read().and_then(|Listing { backups, unlisted }| {
+        let linked = store.read().and_then(|Listing { backups, unlisted }| {
             assert_none_unread_after(&unlisted, usable::latest(&backups))?;
-            self.store.update_latest(&backups)
+            store.update_latest(&backups)
         });
         backup.warnings.extend(linked.err().map(latest_warning));
         let left = self.scratch.remove().err();
@@ -460,25 +369,16 @@ impl NewBackup<'_> {
     }
 }
 
-/// Warns that files of an earlier run could not be removed.
-fn stays(error: Error) -> Warning {
-    let whose = if error.code == Code::PermissionDenied {
-        "another user's run left it; "
-    } else {
-        ""
-    };
-    Warning::new(
-        WarningCode::Store,
-        format!("{}: {whose}remove it yourself", error.message),
-    )
-}
-
-fn not_needed(why: &str) -> String {
-    format!("{why}; remove it if you do not need it")
+/// Returns the manifest with the version of its archive in an object store.
+fn of_object(mut manifest: Manifest, version: Option<Version>) -> Manifest {
+    if let Some(archive) = &mut manifest.archive {
+        archive.object = version;
+    }
+    manifest
 }
 
 /// Returns the manifest as the sidecar stores it.
-fn beside(mut manifest: Manifest, mut archive: ArchiveRecord) -> Manifest {
+pub(super) fn beside(mut manifest: Manifest, mut archive: ArchiveRecord) -> Manifest {
     archive.list_offset = manifest.list_offset();
     manifest.stats.compressed_size = archive.size;
     manifest.archive = Some(archive);

@@ -23,12 +23,14 @@ use crate::{
 pub(super) fn receive(
     worker: &mut Worker,
     archive: &mut ArchiveWriter,
+    plan: impl Fn(u64),
     context: &OperationContext,
 ) -> Result<Saved> {
     let progress = ByteProgress::new(context, Phase::Saving, 0);
     loop {
         match worker.next()? {
             Response::Message(Message::Planned { bytes_total }) => {
+                plan(bytes_total);
                 progress.set_total(bytes_total);
                 progress.advance(0)?;
             }

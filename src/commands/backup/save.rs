@@ -84,7 +84,7 @@ impl Run<'_> {
         } = self.prepare(plan, &new)?;
         let mut archive =
             ArchiveWriter::new(new.sink()?, options.compression, source, new.scratch())?;
-        let mut saved = self.receive(request, &mut archive, base)?;
+        let mut saved = self.receive(request, &mut archive, base, &new)?;
         let own = self.project.id();
         let was_emptied = note_empty(&mut saved, &own, store)?;
         if options.strict {
@@ -164,6 +164,7 @@ impl Run<'_> {
         request: SaveRequest,
         archive: &mut ArchiveWriter,
         base: Option<&IncrementalBase>,
+        new: &NewBackup<'_>,
     ) -> Result<Saved> {
         let context = self.context;
         let mut worker = Worker::save(self.worker_mode, request, &context.cancel)?;
@@ -172,7 +173,7 @@ impl Run<'_> {
             let checking = base
                 .map(|base| start_in(threads, "kg-chain", move || check(base)))
                 .transpose()?;
-            let saved = receive(&mut worker, archive, context);
+            let saved = receive(&mut worker, archive, |bytes| new.plan(bytes), context);
             let chain = checking.map_or(Ok(()), |checking| {
                 checking.join().unwrap_or_else(|_| Err(check_panicked()))
             });

@@ -1,0 +1,322 @@
+//! The lock of a store in an object store: an object that names its holder until a time.
+//!
+//! The time is that of the service, so the clocks of the machines do not matter. A lock is taken,
+//! renewed and released by a write that succeeds only if nobody wrote in between. A holder that was
+//! stopped for longer than its lease notices that another took over, and then commits nothing.
+//!
+//! No correctness rests on the lease alone: archives and sidecars are never overwritten.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::names::LOCK_FILE;
+use crate::{
+    error::{Code, Error, Result},
+    objects::{Created, Replaced, Version},
+    place::ObjectPlace,
+    util::{
+        file_lock::host_name,
+        hex::hex,
+        operation::{OperationContext, POLL_INTERVAL},
+        threads,
+    },
+};
+
+/// How long a lock is held without a renewal.
+pub(super) const LEASE: SignedDuration = SignedDuration::from_secs(60);
+/// Services limit the writes of one object.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(20);
+/// How often a process that waits for the lock looks again.
+const WAIT_INTERVAL: Duration = Duration::from_secs(2);
+const NONCE_BYTES: usize = 16;
+const MAX_BYTES: u64 = 4096;
+
+/// The content of the object.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Holder {
+    /// For messages.
+    owner: String,
+    /// Tells two holders apart.
+    nonce: String,
+    /// Incremented whenever the lock is taken.
+    generation: u64,
+    since: Timestamp,
+    /// Absent once the lock is released.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<Timestamp>,
+}
+
+/// The lock, held until it is dropped.
+#[derive(Debug)]
+pub(super) struct Lease {
+    shared: Arc<Shared>,
+    renewing: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    place: ObjectPlace,
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    holder: Holder,
+    version: Version,
+    /// Why the lock is no longer held.
+    lost: Option<Error>,
+    has_ended: bool,
+}
+
+impl Lease {
+    /// Waits, at most `timeout`, until this process holds the lock.
+    pub fn acquire(
+        place: &ObjectPlace,
+        timeout: Duration,
+        context: &OperationContext,
+    ) -> Result<Self> {
+        let began = Instant::now();
+        let nonce = nonce()?;
+        loop {
+            context.cancel.check()?;
+            match take(place, &nonce)? {
+                Taken::Held(holder, version) => return Lease::hold(place, holder, version),
+                Taken::Changed => {}
+                Taken::By(holder) => {
+                    let left = timeout.saturating_sub(began.elapsed());
+                    if left.is_zero() {
+                        return Err(held(place, &holder, timeout));
+                    }
+                    wait(left.min(WAIT_INTERVAL), context)?;
+                }
+            }
+        }
+    }
+
+    fn hold(place: &ObjectPlace, holder: Holder, version: Version) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            place: place.clone(),
+            state: Mutex::new(State {
+                holder,
+                version,
+                lost: None,
+                has_ended: false,
+            }),
+            ended: Condvar::new(),
+        });
+        let renewed = shared.clone();
+        let renewing = threads::start("kg-lease", move || renewed.renew_until_end())?;
+        Ok(Lease {
+            shared,
+            renewing: Some(renewing),
+        })
+    }
+
+    /// Renews the lock. Fails with `KG_STORE_LOCKED` if another process took it.
+    pub fn assert_held(&self) -> Result<()> {
+        self.shared.renew(&mut self.shared.state())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.shared.state().has_ended = true;
+        self.shared.ended.notify_all();
+        if let Some(renewing) = self.renewing.take() {
+            let _ = renewing.join();
+        }
+        let state = self.shared.state();
+        if state.lost.is_none() {
+            let released = Holder {
+                expires: None,
+                ..state.holder.clone()
+            };
+            // If this fails, the lock ends by itself.
+            let _ = write(&self.shared.place, &released, Some(&state.version));
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renew_until_end(&self) {
+        let mut state = self.state();
+        loop {
+            let (waited, timed_out) = self
+                .ended
+                .wait_timeout(state, RENEWAL_INTERVAL)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = waited;
+            if state.has_ended || state.lost.is_some() {
+                return;
+            }
+            if timed_out.timed_out() {
+                // A service that does not answer now may answer before the lease ends. A lock that
+                // is lost is noticed by the next commit.
+                let _ = self.renew(&mut state);
+            }
+        }
+    }
+
+    fn renew(&self, state: &mut State) -> Result<()> {
+        if let Some(lost) = &state.lost {
+            return Err(lost.clone());
+        }
+        let renewed = Holder {
+            expires: Some(until(&self.place)?),
+            ..state.holder.clone()
+        };
+        match write(&self.place, &renewed, Some(&state.version))? {
+            Some(version) => {
+                (state.holder, state.version) = (renewed, version);
+                return Ok(());
+            }
+            // The answer of an earlier renewal may have been lost.
+            None => match read(&self.place)? {
+                Some((holder, version)) if holder.nonce == state.holder.nonce => {
+                    (state.holder, state.version) = (holder, version);
+                    return Ok(());
+                }
+                found => {
+                    let by = found.map_or("another process".into(), |(holder, _)| holder.owner);
+                    state.lost = Some(lost(&self.place, &by));
+                }
+            },
+        }
+        state.lost.clone().map_or(Ok(()), Err)
+    }
+}
+
+enum Taken {
+    Held(Holder, Version),
+    By(Holder),
+    /// Another process wrote at the same time.
+    Changed,
+}
+
+/// Takes the lock if nobody holds it.
+fn take(place: &ObjectPlace, nonce: &str) -> Result<Taken> {
+    let found = read(place)?;
+    let now = place.client().server_time()?;
+    let is_held = |holder: &Holder| {
+        holder.nonce != nonce && holder.expires.is_some_and(|expires| expires > now)
+    };
+    let (generation, version) = match found {
+        Some((holder, _)) if is_held(&holder) => return Ok(Taken::By(holder)),
+        Some((holder, version)) => (holder.generation, Some(version)),
+        None => (0, None),
+    };
+    let holder = Holder {
+        owner: format!("process {} on {}", std::process::id(), host_name()),
+        nonce: nonce.to_string(),
+        generation: generation.saturating_add(1),
+        since: now,
+        expires: Some(now.saturating_add(LEASE).unwrap_or(now)),
+    };
+    let written = write(place, &holder, version.as_ref())?;
+    Ok(written.map_or(Taken::Changed, |version| Taken::Held(holder, version)))
+}
+
+/// Returns the end of a lease that begins now.
+fn until(place: &ObjectPlace) -> Result<Timestamp> {
+    let now = place.client().server_time()?;
+    Ok(now.saturating_add(LEASE).unwrap_or(now))
+}
+
+/// Returns the content of the object. One that cannot be parsed counts as released, because no
+/// process of this tool wrote it.
+fn read(place: &ObjectPlace) -> Result<Option<(Holder, Version)>> {
+    let Some((bytes, object)) = place.client().read(LOCK_FILE, MAX_BYTES)? else {
+        return Ok(None);
+    };
+    let holder = serde_json::from_slice(&bytes).unwrap_or_else(|_| Holder {
+        owner: String::new(),
+        nonce: String::new(),
+        generation: 0,
+        since: Timestamp::UNIX_EPOCH,
+        expires: None,
+    });
+    Ok(Some((holder, object.version)))
+}
+
+/// Writes the object if it is still in the known state; `known` is `None` if it must not exist.
+/// Returns `None` if it is not.
+fn write(place: &ObjectPlace, holder: &Holder, known: Option<&Version>) -> Result<Option<Version>> {
+    let bytes = serde_json::to_vec(holder)
+        .map_err(|cause| Error::internal("The lock could not be serialized").with_cause(cause))?;
+    Ok(match known {
+        None => match place.client().create(LOCK_FILE, bytes)? {
+            Created::New(version) => Some(version),
+            Created::Exists => None,
+        },
+        Some(known) => match place.client().replace(LOCK_FILE, bytes, known)? {
+            Replaced::Done(version) => Some(version),
+            Replaced::Changed => None,
+        },
+    })
+}
+
+/// Returns the owner, if a process holds the lock.
+pub(super) fn holder(place: &ObjectPlace) -> Result<Option<String>> {
+    let Some((holder, _)) = read(place)? else {
+        return Ok(None);
+    };
+    let Some(expires) = holder.expires else {
+        return Ok(None);
+    };
+    let now = place.client().server_time()?;
+    Ok((expires > now).then_some(holder.owner))
+}
+
+fn wait(time: Duration, context: &OperationContext) -> Result<()> {
+    let end = Instant::now() + time;
+    loop {
+        context.cancel.check()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::sleep(left.min(POLL_INTERVAL));
+    }
+}
+
+fn nonce() -> Result<String> {
+    let mut bytes = [0; NONCE_BYTES];
+    getrandom::fill(&mut bytes)
+        .map_err(|cause| Error::internal("The system gives no random bytes").with_cause(cause))?;
+    Ok(hex(&bytes))
+}
+
+fn held(place: &ObjectPlace, holder: &Holder, waited: Duration) -> Error {
+    Error::locked(
+        Code::StoreLocked,
+        format!(
+            "{} is in use by {} since {}; waited {} s",
+            place.url().display(),
+            holder.owner,
+            holder.since,
+            waited.as_secs_f32()
+        ),
+    )
+}
+
+fn lost(place: &ObjectPlace, by: &str) -> Error {
+    Error::locked(
+        Code::StoreLocked,
+        format!(
+            "This process lost the lock of {} to {by}, because it was stopped or cut off for \
+             longer than a minute",
+            place.url().display()
+        ),
+    )
+}
