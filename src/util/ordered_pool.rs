@@ -8,7 +8,7 @@
 //! The number of items in progress for each thread is limited. This bounds the memory, and a slow
 //! side holds up the other.
 
-use std::thread;
+use std::{sync::OnceLock, thread};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -35,7 +35,9 @@ pub struct Deliver<O> {
 
 /// Returns how many threads are worth starting on this machine.
 pub fn cores() -> usize {
-    thread::available_parallelism().map_or(1, |cores| cores.get())
+    // To find out takes several reads of files.
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| thread::available_parallelism().map_or(1, |cores| cores.get()))
 }
 
 /// Starts `workers` threads and allows `items_each` items in progress for each of them. Calls
