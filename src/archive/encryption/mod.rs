@@ -16,7 +16,7 @@ pub mod write;
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use age::{
@@ -153,6 +153,9 @@ struct Passphrases<'a>(&'a [SecretString]);
 
 impl Identity for Passphrases<'_> {
     fn unwrap_stanza(&self, stanza: &Stanza) -> Option<Result<FileKey, DecryptError>> {
+        // Several archives may be opened at once, but each derivation needs much memory.
+        static DERIVING: Mutex<()> = Mutex::new(());
+        let _only = DERIVING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut last = None;
         for passphrase in self.0 {
             let mut identity = scrypt::Identity::new(passphrase.clone());
