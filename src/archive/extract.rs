@@ -11,6 +11,10 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use jiff::Timestamp;
@@ -42,7 +46,8 @@ pub struct Unpacking<'a> {
     /// not say.
     expected_bytes: Option<u64>,
     /// The file that is written, and the time of its last change.
-    current: Option<(SparseFile, Option<Timestamp>)>,
+    current: Option<(PromisedFile, Option<Timestamp>)>,
+    promises: Promises,
     hints: Option<Hints>,
     early_sync: Option<EarlySync<'a>>,
     owners: Option<Vec<Owner>>,
@@ -64,6 +69,7 @@ impl<'a> Unpacking<'a> {
             // An entry of changed pages is smaller than its file.
             expected_bytes: beside.map(|manifest| manifest.stats.total_size),
             current: None,
+            promises: Promises::default(),
             hints: None,
             early_sync: None,
             owners: Some(Vec::new()),
@@ -82,10 +88,15 @@ impl<'a> Unpacking<'a> {
         Unpacking { early_sync, ..self }
     }
 
+    /// Returns the same unpacker, which shares the free space with others that work meanwhile.
+    pub fn with_promises(self, promises: Promises) -> Self {
+        Unpacking { promises, ..self }
+    }
+
     /// Ends the file that was written last.
     fn end_file(&mut self) {
         if let Some((file, Some(modified))) = self.current.take() {
-            file.set_modified(modified);
+            file.sparse.set_modified(modified);
         }
     }
 
@@ -131,8 +142,10 @@ impl Unpack for Unpacking<'_> {
         else {
             return Ok(None);
         };
+        let promise = self.promises.make(size_bytes);
         if size_bytes > self.room_bytes {
-            self.room_bytes = room(dir, name, size_bytes)?;
+            let others_bytes = self.promises.bytes().saturating_sub(size_bytes);
+            self.room_bytes = room(dir, name, size_bytes, others_bytes)?;
         }
         self.room_bytes = self.room_bytes.saturating_sub(size_bytes);
         if let Some(early_sync) = &mut self.early_sync {
@@ -144,6 +157,10 @@ impl Unpack for Unpacking<'_> {
         let file = file.and_then(|file| SparseFile::new(file, size_bytes));
         let file = file.map_err(|cause| Error::io("write", &path, cause))?;
         let modified = hint.map(|hint| hint.modified);
+        let file = PromisedFile {
+            sparse: file,
+            promise,
+        };
         let (file, _) = self.current.insert((file, modified));
         Ok(Some(file))
     }
@@ -156,6 +173,64 @@ impl Unpack for Unpacking<'_> {
 
     fn wants_whole(&self) -> bool {
         true
+    }
+}
+
+/// The bytes that unpackers will still write into files that they have begun. Clones share them. The
+/// free space does not show these bytes yet.
+#[derive(Clone, Default)]
+pub struct Promises {
+    bytes: Arc<AtomicU64>,
+}
+
+impl Promises {
+    fn make(&self, bytes: u64) -> Promise {
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+        Promise {
+            all: self.clone(),
+            left: bytes,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::SeqCst)
+    }
+}
+
+/// What is left of a promise is taken back when it is dropped.
+struct Promise {
+    all: Promises,
+    left: u64,
+}
+
+impl Promise {
+    fn keep(&mut self, bytes: u64) {
+        let kept = bytes.min(self.left);
+        self.left -= kept;
+        self.all.bytes.fetch_sub(kept, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.keep(self.left);
+    }
+}
+
+struct PromisedFile {
+    sparse: SparseFile,
+    promise: Promise,
+}
+
+impl Write for PromisedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.sparse.write(bytes)?;
+        self.promise.keep(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sparse.flush()
     }
 }
 
@@ -190,7 +265,7 @@ impl Write for FileWithRoom<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let size_bytes = bytes.len() as u64;
         if size_bytes > self.room_bytes {
-            let room = room(self.dir, self.name, size_bytes);
+            let room = room(self.dir, self.name, size_bytes, 0);
             self.room_bytes = room.map_err(|error| {
                 self.failed = Some(error);
                 io::Error::from(io::ErrorKind::StorageFull)
@@ -222,13 +297,15 @@ fn create(path: &Path, mode: Option<u32>) -> io::Result<File> {
 }
 
 /// Returns how many bytes may be written before the next look at the free space. `KG_NO_SPACE` if
-/// there is no room for the entry.
-fn room(dir: &Path, name: &str, size_bytes: u64) -> Result<u64> {
+/// there is no room for the entry, beside `others_bytes` that will be written meanwhile.
+fn room(dir: &Path, name: &str, size_bytes: u64, others_bytes: u64) -> Result<u64> {
     let found = statvfs(dir)
         .map_err(|cause| Error::io("determine the free space of", dir, cause.into()))?;
     let unit = found.fragment_size();
     let (free, all) = (found.blocks_available() * unit, found.blocks() * unit);
-    let usable = free.saturating_sub(MAX_RESERVE_BYTES.min(all / RESERVE_SHARE));
+    let usable = free
+        .saturating_sub(MAX_RESERVE_BYTES.min(all / RESERVE_SHARE))
+        .saturating_sub(others_bytes);
     if size_bytes <= usable {
         return Ok(usable.min(size_bytes.max(BYTES_BETWEEN_LOOKS)));
     }
@@ -240,4 +317,38 @@ fn room(dir: &Path, name: &str, size_bytes: u64) -> Result<u64> {
         ),
         "Nothing was changed; free some space there, or restore into another directory (`targetDir`), and run it again",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unpackers_that_share_the_free_space_promise_it_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let promises = Promises::default();
+        let unpacker = |name| {
+            let own = dir.path().join(name);
+            std::fs::create_dir(&own).unwrap();
+            own
+        };
+        let (first, second) = (unpacker("first"), unpacker("second"));
+        let unpacking = |dir| Unpacking::new(Some(dir), None, None).with_promises(promises.clone());
+        let (mut first, mut second) = (unpacking(&first), unpacking(&second));
+        let free = room(dir.path(), "all", 0, 0)
+            .map(|_| statvfs(dir.path()).unwrap())
+            .unwrap();
+        let most = free.blocks_available() * free.fragment_size() / 5 * 3;
+        // The file has no content yet, so only the promise shows that it will need room.
+        first.entry(0, "large", most).unwrap().unwrap();
+        let refused = second.entry(0, "other", most).err().unwrap();
+        assert_eq!(refused.code, Code::NoSpace);
+        let file = second.entry(1, "small", 1000).unwrap().unwrap();
+        file.write_all(&[1; 400]).unwrap();
+        assert_eq!(promises.bytes(), most + 600);
+        second.end().unwrap();
+        assert_eq!(promises.bytes(), most);
+        first.end().unwrap();
+        assert_eq!(promises.bytes(), 0);
+    }
 }
