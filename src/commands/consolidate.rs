@@ -82,6 +82,7 @@ pub fn consolidate(
         &backup.archive,
         &everything,
         Some(&dir),
+        None,
         store.keys(),
         context,
     )

@@ -4,6 +4,8 @@
 //! [`unpack`] assembles the state that the newest one describes. [`read_state`] computes only the
 //! list of files and the page hashes of that state, without a copy of any file.
 
+mod content;
+mod read_ahead;
 mod unpack;
 
 use std::{

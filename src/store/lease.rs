@@ -54,7 +54,7 @@ struct Holder {
 
 /// The lock, held until it is dropped.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub struct Lease {
     shared: Arc<Shared>,
     renewing: Option<JoinHandle<()>>,
 }

@@ -37,6 +37,7 @@ use crate::{
     system::paths,
     util::{
         operation::{OperationContext, Phase},
+        sync_many::EarlySync,
         unsupported,
     },
     worker::{
@@ -265,6 +266,7 @@ fn unpack(
         &request.archive,
         &request.filter,
         unpack_to,
+        early_sync(staging, unpack_to),
         store.keys(),
         context,
     )?;
@@ -278,6 +280,11 @@ fn unpack(
     Ok((manifest, database))
 }
 
+/// A dry run unpacks nothing that could be synced.
+fn early_sync<'a>(staging: &'a Staging, unpack_to: Option<&Path>) -> Option<EarlySync<'a>> {
+    unpack_to.and_then(|_| staging.early_sync())
+}
+
 /// Unpacks a full backup in little memory. Returns `None`, and leaves nothing, if it is not a full
 /// one or has a problem.
 fn unpack_full(
@@ -287,7 +294,7 @@ fn unpack_full(
     store: &Store,
     context: &OperationContext,
 ) -> Result<Option<UnpackedFull>> {
-    let early_sync = unpack_to.and_then(|_| staging.early_sync());
+    let early_sync = early_sync(staging, unpack_to);
     let held = staging.held_path();
     let staging = held.as_path();
     let list = FileWithRoom::create(staging, FILE_LIST_ENTRY);

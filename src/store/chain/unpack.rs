@@ -15,14 +15,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
-
-use super::{broken, describes, members, next_list, read_state};
+use super::{
+    broken, content::assert_content, describes, members, next_list, read_ahead::read_in_order,
+    read_state,
+};
 use crate::{
     archive::{
         delta,
         encryption::Keys,
-        extract::Unpacking,
+        extract::{Promises, Unpacking},
         file_list::FileList,
         file_record::{FileRecord, Owner, Storage},
         filter::EntryFilter,
@@ -32,12 +33,9 @@ use crate::{
     },
     error::{Error, Result},
     place::Archive,
-    sqlite::page_hashes::BlockHasher,
     store::{described_beside, manifest_beside},
     util::{
-        digest::Sha256Digest,
         operation::{OperationContext, Phase},
-        progress::ByteProgress,
         sync_many::EarlySync,
     },
 };
@@ -52,12 +50,22 @@ pub struct Unpacked {
     pub owners: Vec<Owner>,
 }
 
+impl Unpacked {
+    /// Returns the size of all entries of the archive.
+    fn entry_bytes(&self) -> u64 {
+        let records = self.files.records().iter();
+        records.filter_map(FileRecord::entry_size).sum()
+    }
+}
+
 /// Unpacks what `pick` selects of `archive` and its chain into `dir`, each file under the number of
-/// its record. Without `dir`, only verifies the archives.
+/// its record. Without `dir`, only verifies the archives. `early_sync` syncs files while others are
+/// written.
 pub fn unpack(
     archive: &Archive,
     pick: &EntryFilter,
     dir: Option<&Path>,
+    early_sync: Option<EarlySync<'_>>,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Unpacked> {
@@ -74,7 +82,7 @@ pub fn unpack(
             let wanted = wanted.and_then(<[_]>::first);
             whole(only, wanted, Some(dir), keys, context)
         }
-        (members, wanted) => unpack_members(members, wanted, dir, keys, context),
+        (members, wanted) => unpack_members(members, wanted, dir, early_sync, keys, context),
     }
 }
 
@@ -138,7 +146,7 @@ fn whole(
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Unpacked> {
-    let (mut unpacked, _) = read_member(archive, wanted, dir, keys, context)?;
+    let (mut unpacked, _) = read_member(archive, wanted, dir, &Promises::default(), keys, context)?;
     unpacked.owners.truncate(unpacked.files.records().len());
     Ok(unpacked)
 }
@@ -213,6 +221,7 @@ fn unpack_members(
     members: &[Archive],
     wanted: Option<&[HashSet<String>]>,
     dir: &Path,
+    mut early_sync: Option<EarlySync<'_>>,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Unpacked> {
@@ -220,11 +229,21 @@ fn unpack_members(
     let mut state = State::default();
     let mut before: Option<String> = None;
     let mut newest = None;
-    for (number, member) in members.iter().enumerate() {
+    let wanted_of = |number: usize| wanted.and_then(|wanted| wanted.get(number));
+    let promises = Promises::default();
+    let read = |number: usize, member: &Archive, context: &OperationContext| {
         let own = own_dir(number);
         fs::create_dir(&own).map_err(|cause| Error::io("create", &own, cause))?;
-        let wanted = wanted.and_then(|wanted| wanted.get(number));
-        let (unpacked, checksum) = read_member(member, wanted, Some(&own), keys, context)?;
+        read_member(
+            member,
+            wanted_of(number),
+            Some(&own),
+            &promises,
+            keys,
+            context,
+        )
+    };
+    let apply = |number: usize, member: &Archive, (unpacked, checksum): (Unpacked, String)| {
         if unpacked.manifest.based_on_checksum != before {
             return Err(broken(
                 member,
@@ -232,10 +251,20 @@ fn unpack_members(
             ));
         }
         before = Some(checksum);
+        if let Some(early_sync) = &mut early_sync {
+            early_sync.wrote(unpacked.entry_bytes());
+        }
         let manifest = unpacked.manifest.clone();
-        state = state.next(unpacked, wanted, &own, member)?;
-        newest = Some((manifest, member));
-    }
+        state = std::mem::take(&mut state).next(
+            unpacked,
+            wanted_of(number),
+            &own_dir(number),
+            member,
+        )?;
+        newest = Some((manifest, member.clone()));
+        Ok(())
+    };
+    read_in_order(members, context, Phase::Unpacking, read, apply)?;
     let (manifest, archive) = newest.ok_or_else(no_members)?;
     let State {
         files,
@@ -243,7 +272,7 @@ fn unpack_members(
     } = state;
     if !describes(&manifest, &files) {
         return Err(broken(
-            archive,
+            &archive,
             "its list of files does not match the backups before it".into(),
         ));
     }
@@ -255,11 +284,12 @@ fn unpack_members(
             continue;
         };
         if content.assembled {
-            assert_content(record, &file, archive, context)?;
+            assert_content(record, &file, &archive, context)?;
         }
         fs::rename(&file, dir.join(number.to_string()))
             .map_err(|cause| Error::io("move", &file, cause))?;
     }
+    early_sync.map_or(Ok(()), EarlySync::end)?;
     for own in (0..members.len()).map(own_dir) {
         fs::remove_dir_all(&own).map_err(|cause| Error::io("remove", &own, cause))?;
     }
@@ -280,12 +310,15 @@ fn read_member(
     archive: &Archive,
     wanted: Option<&HashSet<String>>,
     dir: Option<&Path>,
+    promises: &Promises,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<(Unpacked, String)> {
     let (beside, described) = (manifest_beside(archive)?, described_beside(archive)?);
     let hints = dir.and_then(|_| Hints::of(archive, described.as_ref()));
-    let mut unpacking = Unpacking::new(dir, wanted, described.as_ref()).with_hints(hints);
+    let mut unpacking = Unpacking::new(dir, wanted, described.as_ref())
+        .with_hints(hints)
+        .with_promises(promises.clone());
     let report = read_archive(
         archive,
         keys,
@@ -420,45 +453,6 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, member: &Archiv
         ),
         _ => failed(cause),
     })
-}
-
-/// Fails unless a database that was assembled is the one that its record describes, by the SHA-256
-/// or by the hashes of its blocks.
-fn assert_content(
-    record: &FileRecord,
-    database: &Path,
-    member: &Archive,
-    context: &OperationContext,
-) -> Result<()> {
-    let progress = ByteProgress::new(context, Phase::Unpacking, record.size);
-    let (what, found, expected) = match (record.sha256, &record.blocks) {
-        (Some(expected), _) => {
-            let mut hasher = Sha256::new();
-            progress.read(database, |piece| hasher.update(piece))?;
-            let found = Sha256Digest::from(hasher.finalize());
-            ("SHA-256", found.to_string(), expected.to_string())
-        }
-        (None, Some(blocks)) => {
-            let mut hasher = BlockHasher::new(blocks.size);
-            progress.read(database, |piece| hasher.update(piece))?;
-            let found = hasher.finish().root();
-            ("the block root", found, blocks.root.clone())
-        }
-        (None, None) => {
-            let what = format!("the list of files has no digest of {}", record.path);
-            return Err(broken(member, what));
-        }
-    };
-    if found == expected {
-        return Ok(());
-    }
-    Err(broken(
-        member,
-        format!(
-            "{} has {what} {found} after it is assembled; the list of files says {expected}",
-            record.path
-        ),
-    ))
 }
 
 #[cfg(test)]
