@@ -57,11 +57,24 @@ mod system;
 mod util;
 mod worker;
 
+use std::process::ExitCode;
+
 pub use self::{
-    cli::main as kg,
     error::{Code, Error, Result},
-    worker::{protocol::WORKER_ARGUMENT, server::main as worker},
+    worker::protocol::WORKER_ARGUMENT,
 };
+
+/// Runs the command line.
+pub fn kg() -> ExitCode {
+    place::install();
+    cli::main()
+}
+
+/// Runs the worker.
+pub fn worker() -> ExitCode {
+    place::install();
+    worker::server::main(calls::run_in_kg)
+}
 
 /// Everything, for the tests, the benchmark and the fuzz targets of this repository alone.
 ///

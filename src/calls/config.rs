@@ -16,17 +16,18 @@ use crate::{
         encryption::{Keys, parse_recipient},
     },
     commands::{
-        configured::{self, CallerEncryption},
+        configured::{self, CallerEncryption, NamedStore},
         credentials::{KeySource, assert_passphrase},
     },
     config::{
         self, Settings,
         backup_config::{BackupConfig, BackupOptions},
     },
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, Warning},
+    objects::StorageOptions,
     schedule::cron::Cadence,
-    store::{Store, retention::Keep},
-    worker::client::WorkerMode,
+    store::{Store, location, retention::Keep},
+    worker::client::{Worker, WorkerMode},
 };
 
 /// The configuration of a `BackupManager`.
@@ -56,8 +57,14 @@ pub struct Config {
     /// The settings of the project, which complete the options; empty until they are read.
     #[serde(skip)]
     pub(super) settings: Settings,
+    /// Warnings about the settings, once they are read.
+    #[serde(skip)]
+    settings_warnings: Option<Vec<Warning>>,
     /// The `kg` executable that runs as the worker.
     kg_path: PathBuf,
+    /// This process is `kg`, which needs no other worker.
+    #[serde(skip)]
+    pub(super) is_in_kg: bool,
 }
 
 impl Config {
@@ -68,16 +75,58 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        if self.storage_options.is_some() {
-            let message = "This release does not support `storageOptions`";
-            return Err(Error::new(Code::Unsupported, message, "Leave it out"));
+        let is_local = self.backup_dir.as_deref().map(location).transpose()?.flatten().is_none();
+        let is_named = self.backup_dir.is_some();
+        if is_named && is_local && self.storage()? != StorageOptions::default() {
+            return Err(Error::invalid(
+                "`storageOptions` is given, but `backupDir` is a directory",
+                "Leave it out, or give the URL of an object store as `backupDir`",
+            ));
         }
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
         self.set()?;
         self.schedule.as_ref().map_or(Ok(()), |schedule| {
             Cadence::parse(schedule, None).map(|_| ())
         })?;
-        self.store().map(|_| ())
+        if is_local {
+            self.store().map(|_| ())
+        } else {
+            self.storage().map(|_| ())
+        }
+    }
+
+    /// Returns the options of an object store.
+    fn storage(&self) -> Result<StorageOptions> {
+        let given = self.storage_options.as_ref();
+        given.map_or(Ok(StorageOptions::default()), StorageOptions::from_json)
+    }
+
+    /// Returns whether the backups are in an object store, so that a host must have `kg` carry out
+    /// the call. Reads the settings if the configuration names no store.
+    pub fn is_remote(&mut self) -> Result<bool> {
+        let dir = match &self.backup_dir {
+            Some(dir) => Some(dir.clone()),
+            None => {
+                self.settle()?;
+                self.settings.dir(&self.project_root)
+            }
+        };
+        // An invalid URL is an error of the call itself.
+        Ok(dir.is_some_and(|dir| location(&dir).ok().flatten().is_some()))
+    }
+
+    /// Completes the configuration from the settings of the project, once.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.settings_warnings.is_none() {
+            let (settings, warnings) = Worker::settings(&self.launch(), &self.project_root)?;
+            (self.settings, self.settings_warnings) = (settings, Some(warnings));
+        }
+        Ok(())
+    }
+
+    /// Returns warnings about settings that cannot be used.
+    pub fn settings_warnings(&self) -> Vec<Warning> {
+        self.settings_warnings.clone().unwrap_or_default()
     }
 
     /// Returns what the manager sets. Fails with `KG_INVALID_OPTION`.
@@ -131,10 +180,15 @@ impl Config {
             ));
         }
         let said = Encryption::said(self.encryption.as_ref(), encrypt);
+        let storage = self.storage()?;
+        let named = NamedStore {
+            dir: self.backup_dir.as_deref(),
+            options: Some(&storage),
+        };
         let store = configured::store(
             &self.settings,
             root,
-            self.backup_dir.as_deref(),
+            named,
             said,
             &self.launch(),
         )?;
@@ -149,8 +203,20 @@ impl Config {
         self.backup_dir.is_some()
     }
 
+    pub fn kg_path(&self) -> &Path {
+        &self.kg_path
+    }
+
     pub fn launch(&self) -> WorkerMode {
-        WorkerMode::Subprocess(self.kg_path.clone())
+        worker_mode(self.is_in_kg, &self.kg_path)
+    }
+}
+
+pub(super) fn worker_mode(is_in_kg: bool, kg_path: &Path) -> WorkerMode {
+    if is_in_kg {
+        WorkerMode::InProcess
+    } else {
+        WorkerMode::Subprocess(kg_path.to_path_buf())
     }
 }
 

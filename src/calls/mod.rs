@@ -29,14 +29,39 @@ use crate::{
     },
     error::{Error, Result, Warning},
     integrity::Scope,
+    objects::Location,
     store::Store,
     util::operation::OperationContext,
-    worker::client::Worker,
+    worker::client::{Worker, WorkerMode},
 };
 
-/// Carries out a call. Returns `{"ok": …}` or `{"error": {code, message, remedy, cause?}}`.
+/// Carries out a call for a host. Returns `{"ok": …}` or `{"error": {code, message, remedy,
+/// cause?}}`.
+///
+/// A host does not connect to object stores. It has `kg` carry out such a call as a whole.
 pub fn run(call: &str, context: &OperationContext) -> String {
-    outcome(|| dispatch(call, context))
+    let mut answer = None;
+    let done = outcome(|| {
+        let mut parsed = Call::parse(call)?;
+        match parsed.forward_to()? {
+            Some(executable) => {
+                let worker_mode = WorkerMode::Subprocess(executable);
+                answer = Some(Worker::call(&worker_mode, call, context)?);
+                Ok(Value::Null)
+            }
+            None => dispatch(parsed, context),
+        }
+    });
+    answer.unwrap_or(done)
+}
+
+/// Carries out a call that a host forwarded to this process, which is `kg`.
+pub fn run_in_kg(call: &str, context: &OperationContext) -> String {
+    outcome(|| {
+        let mut call = Call::parse(call)?;
+        call.run_in_kg();
+        dispatch(call, context)
+    })
 }
 
 /// Checks the configuration of a manager.
@@ -51,14 +76,21 @@ pub fn plan_schedule(request: &str) -> String {
 
 /// Returns the absolute directory of the backups for a configuration that names none.
 pub fn backup_dir(config: &str) -> String {
-    outcome(|| value(settled(Config::parse(config)?)?.0.store()?.dir()))
+    outcome(|| {
+        let (config, _) = settled(Config::parse(config)?)?;
+        let root = &config.project_root;
+        match config.settings.dir(root).filter(|dir| Location::is_url(&dir.to_string_lossy())) {
+            Some(url) => value(url),
+            None => value(config.store()?.dir()),
+        }
+    })
 }
 
 /// Completes the configuration from the project's settings, and returns warnings about settings
 /// that cannot be used.
 fn settled(mut config: Config) -> Result<(Config, Vec<Warning>)> {
-    let (settings, warnings) = Worker::settings(&config.launch(), &config.project_root)?;
-    config.settings = settings;
+    config.settle()?;
+    let warnings = config.settings_warnings();
     Ok((config, warnings))
 }
 
@@ -94,8 +126,8 @@ fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
     }
 }
 
-fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
-    match Call::parse(call)? {
+fn dispatch(call: Call, context: &OperationContext) -> Result<Value> {
+    match call {
         Call::CreateBackup { config, options } => create(config, options, context),
         Call::ListBackups { config } => value(store(config)?.1.list()?),
         Call::NewestGood { config } => value(store(config)?.1.newest_good()?),

@@ -3,24 +3,29 @@
 //!
 //! Unknown fields are refused: a backup tool must not ignore a misspelt option.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    config::{Config, Encryption, compression, compression_level, lock_timeout, parse},
+    config::{
+        Config, Encryption, compression, compression_level, lock_timeout, parse, worker_mode,
+    },
     schedule::NextRun,
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    commands::{configured, drill::DrillOptions, restore::RestoreOptions, undo::UndoOptions},
+    commands::{configured::{self, NamedStore}, drill::DrillOptions, restore::RestoreOptions, undo::UndoOptions},
     config::backup_config::{BackupConfig, BackupOptions, DEFAULT_LOCK_TIMEOUT},
     error::{Error, Result},
     integrity::{Scope, target::CheckTarget},
     project::{Component, Project},
-    store::Store,
+    store::{Store, location},
     worker::client::{Worker, WorkerMode},
 };
 
@@ -100,9 +105,62 @@ pub enum Call {
     },
 }
 
+/// Whose call it is.
+enum Owner<'a> {
+    Manager(&'a mut Config),
+    Checker(&'a mut Checker),
+}
+
 impl Call {
     pub fn parse(json: &str) -> Result<Self> {
         parse(json)
+    }
+
+    /// Returns the executable that must carry out the call, because a host does not connect to
+    /// object stores; `None` if the host itself can.
+    pub fn forward_to(&mut self) -> Result<Option<PathBuf>> {
+        // These calls use no store.
+        if matches!(self, Call::UndoRestore { .. }) {
+            return Ok(None);
+        }
+        let may_repair = match self {
+            Call::RunChecks { options, .. } => options.scope()?.is_none(),
+            _ => true,
+        };
+        let (is_remote, kg_path) = match self.owner() {
+            Owner::Manager(config) => (config.is_remote()?, config.kg_path()),
+            Owner::Checker(checker) => (may_repair && checker.is_remote()?, checker.kg_path()),
+        };
+        Ok(is_remote.then(|| kg_path.to_path_buf()))
+    }
+
+    /// Marks this process as `kg`.
+    pub fn run_in_kg(&mut self) {
+        match self.owner() {
+            Owner::Manager(config) => config.is_in_kg = true,
+            Owner::Checker(checker) => checker.is_in_kg = true,
+        }
+    }
+
+    fn owner(&mut self) -> Owner<'_> {
+        match self {
+            Call::CreateBackup { config, .. }
+            | Call::ListBackups { config }
+            | Call::NewestGood { config }
+            | Call::GetBackup { config, .. }
+            | Call::GetLatestBackup { config }
+            | Call::DeleteBackup { config, .. }
+            | Call::Pin { config, .. }
+            | Call::Unpin { config, .. }
+            | Call::Consolidate { config, .. }
+            | Call::CheckBackup { config, .. }
+            | Call::Restore { config, .. }
+            | Call::UndoRestore { config, .. }
+            | Call::Prune { config, .. }
+            | Call::Rehearse { config, .. }
+            | Call::NextRun { config, .. } => Owner::Manager(config),
+            Call::RunChecks { config, .. } | Call::Repair { config, .. } => Owner::Checker(config),
+        }
     }
 }
 
@@ -329,9 +387,28 @@ pub struct Checker {
     /// The time to wait for locks, in milliseconds.
     lock_timeout: Option<f64>,
     kg_path: PathBuf,
+    /// This process is `kg`, which needs no other worker.
+    #[serde(skip)]
+    pub(super) is_in_kg: bool,
 }
 
 impl Checker {
+    /// Returns whether the backup before a repair goes into an object store; see
+    /// [`Config::is_remote`].
+    pub fn is_remote(&self) -> Result<bool> {
+        let root = self.subject().root;
+        let dir = match (&self.backup_dir, root) {
+            (Some(dir), _) => Some(dir.clone()),
+            (None, Some(root)) => Worker::settings(&self.launch(), &root)?.0.dir(&root),
+            (None, None) => None,
+        };
+        Ok(dir.is_some_and(|dir| location(&dir).ok().flatten().is_some()))
+    }
+
+    pub fn kg_path(&self) -> &Path {
+        &self.kg_path
+    }
+
     pub fn subject(&self) -> CheckTarget {
         match &self.project_root {
             Some(root) => CheckTarget::of(root, CheckTarget::at(&self.path).database),
@@ -356,7 +433,10 @@ impl Checker {
         let store = configured::store(
             &settings,
             &root,
-            self.backup_dir.as_deref(),
+            NamedStore {
+                dir: self.backup_dir.as_deref(),
+                options: None,
+            },
             said,
             &self.launch(),
         )?
@@ -374,7 +454,7 @@ impl Checker {
     }
 
     pub fn launch(&self) -> WorkerMode {
-        WorkerMode::Subprocess(self.kg_path.clone())
+        worker_mode(self.is_in_kg, &self.kg_path)
     }
 }
 

@@ -153,7 +153,10 @@ fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<S
     configured::store(
         settings,
         root,
-        output.map(PathBuf::as_path),
+        configured::NamedStore {
+            dir: output.map(PathBuf::as_path),
+            options: None,
+        },
         CallerEncryption::Nothing,
         &WorkerMode::InProcess,
     )

@@ -13,6 +13,7 @@ use crate::{
         backup_config::{BackupConfig, BackupOptions},
     },
     error::{Code, Error, Result},
+    objects::StorageOptions,
     project::Project,
     schedule::{
         backup_type,
@@ -57,7 +58,7 @@ pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
     let store = store(
         settings,
         project.root(),
-        None,
+        NamedStore::default(),
         CallerEncryption::Nothing,
         &WorkerMode::InProcess,
     )?;
@@ -79,13 +80,21 @@ pub enum CallerEncryption {
     EncryptedTo,
 }
 
-/// Returns the store of the project, with the keys that the settings name.
-///
-/// `dir` replaces the directory of the settings. Their encryption applies to that directory too.
+/// The store that a caller names.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NamedStore<'a> {
+    /// The directory or URL that replaces the one of the settings.
+    pub dir: Option<&'a Path>,
+    /// The options of an object store.
+    pub options: Option<&'a StorageOptions>,
+}
+
+/// Returns the store of the project, with the keys that the settings name. Their encryption applies
+/// to a store that the caller names too.
 pub fn store(
     settings: &Settings,
     root: &Path,
-    dir: Option<&Path>,
+    named: NamedStore<'_>,
     said: CallerEncryption,
     worker_mode: &WorkerMode,
 ) -> Result<Store> {
@@ -94,14 +103,18 @@ pub fn store(
             .dir(root)
             .unwrap_or_else(|| Store::default_dir(root))
     };
-    let store = Store::at(&dir.map_or_else(of_settings, Path::to_path_buf))?;
+    let dir = named.dir.map_or_else(of_settings, Path::to_path_buf);
+    let store = match named.options {
+        Some(options) => Store::open(&dir, options)?,
+        None => Store::at(&dir)?,
+    };
     let keys = KeySource::of_settings(settings, root).keys(root, worker_mode);
     let store = store
         .for_project(root)
         .with_keys(keys)
         .as_set(encrypts(settings, said))
         .with_mode(settings.archive_mode());
-    let doubt = if dir.is_none() {
+    let doubt = if named.dir.is_none() {
         settings
             .doubt_of_dir()
             .map(|why| doubt(why, settings, &store))

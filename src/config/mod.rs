@@ -36,6 +36,7 @@ pub use crate::project::{database_path::read_text, json::parse};
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     error::{Code, Error, Result, Warning, WarningCode, plain},
+    objects::Location,
     project::{CONFIG_FILE, STATE_DIR},
     schedule::cron::time_zone,
 };
@@ -342,9 +343,14 @@ impl Settings {
         )
     }
 
-    /// Returns `backup.dir`, resolved against the project root.
+    /// Returns `backup.dir`, resolved against the project root unless it is a URL.
     pub fn dir(&self, root: &Path) -> Option<PathBuf> {
-        self.text(DIR).map(|dir| root.join(dir))
+        let dir = self.text(DIR)?;
+        Some(if Location::is_url(dir) {
+            dir.into()
+        } else {
+            root.join(dir)
+        })
     }
 
     /// Returns the permissions of new archives.

@@ -286,7 +286,7 @@ impl<'a> Service<'a> {
         let store = configured::store(
             &self.settings,
             root,
-            None,
+            configured::NamedStore::default(),
             CallerEncryption::Nothing,
             &WorkerMode::InProcess,
         )?;
@@ -322,7 +322,7 @@ impl<'a> Service<'a> {
         let store = configured::store(
             &self.settings,
             self.project.root(),
-            None,
+            configured::NamedStore::default(),
             CallerEncryption::Nothing,
             &WorkerMode::InProcess,
         );

@@ -58,7 +58,8 @@ use crate::{
         manifest::{Contents, Manifest, Stats},
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
-    place::{Archive, Place},
+    objects::{Location, StorageOptions},
+    place::{self, Archive, Place},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
     system::paths::{self, resolve},
@@ -178,18 +179,19 @@ pub struct Backup {
 }
 
 impl Store {
-    /// Returns the store at `dir`, which need not exist yet. `KG_UNSUPPORTED` for a URL,
-    /// `KG_BACKUP_DIR_INVALID` for a file.
+    /// Returns the store at `dir`, a directory that need not exist yet, or the URL of an object
+    /// store. `KG_BACKUP_DIR_INVALID` for a file, and for a URL that is not valid.
+    ///
+    /// Credentials and other options of an object store come from the environment.
     pub fn at(dir: &Path) -> Result<Self> {
-        if dir.to_str().is_some_and(|dir| dir.contains("://")) {
-            return Err(Error::new(
-                Code::Unsupported,
-                format!(
-                    "{} is not a directory: this release keeps backups in local directories only",
-                    dir.display()
-                ),
-                "Give a directory as `backupDir`, for example one that is synchronised to the object store",
-            ));
+        Store::open(dir, &StorageOptions::default())
+    }
+
+    /// Works like [`Store::at`], with the options of an object store. A directory ignores them.
+    pub fn open(dir: &Path, options: &StorageOptions) -> Result<Self> {
+        if let Some(location) = location(dir)? {
+            let objects = place::connect(&location, options)?;
+            return Ok(Store::of(&Place::Objects(objects)));
         }
         let dir = paths::absolute(dir).map_err(|cause| Error::io("resolve", dir, cause))?;
         match fs::metadata(&dir) {
@@ -417,6 +419,11 @@ impl Store {
         self.place.address()
     }
 
+    /// Returns the directory, unless the store is in an object store.
+    pub fn directory(&self) -> Option<&Path> {
+        self.place.directory()
+    }
+
     /// Refuses a directory below `.kg/` whose archives the next backup would save
     /// (`KG_BACKUP_DIR_IN_PROJECT`).
     pub fn assert_outside(&self, project: &Project) -> Result<()> {
@@ -492,6 +499,12 @@ impl Store {
             _ => Error::io("create", dir, cause),
         })
     }
+}
+
+/// Returns the location that `dir` names if it is a URL. Sends no request.
+pub fn location(dir: &Path) -> Result<Option<Location>> {
+    let url = dir.to_str().filter(|dir| Location::is_url(dir));
+    url.map(Location::parse).transpose()
 }
 
 /// Returns what a backup with these warnings lacks, or `None` if no warning means that it is

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -75,7 +75,7 @@ impl CancelToken {
 }
 
 /// The current activity of an operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Waiting for another writer of the store.
@@ -94,7 +94,7 @@ pub enum Phase {
     Repairing,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     pub phase: Phase,
@@ -139,6 +139,13 @@ impl OperationContext {
             }
         }
         Ok(())
+    }
+
+    /// Passes on the progress that another process reported.
+    pub fn pass_on(&self, progress: Progress) {
+        if let Some(listener) = &self.listener {
+            listener(progress);
+        }
     }
 
     fn is_due(&self, phase: Phase, ends: bool) -> bool {

@@ -19,8 +19,8 @@ use nix::{
 
 use super::{
     protocol::{
-        Applied, ApplyRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL,
-        RELEASE, RecoverRequest, RepairRequest, Request, ResponseSink, SaveRequest,
+        Applied, ApplyRequest, CallRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL,
+        RELEASE, RecoverRequest, RepairRequest, Request, ResponseSink, SaveRequest, SecretText,
         SettingsRequest, UndoRequest, Undone, WORKER_ARGUMENT, read_frame, write_json,
     },
     restore::{lock_target, needs_recovery},
@@ -42,6 +42,8 @@ use crate::{
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time that a worker has between the end of its output and its exit.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
+/// The time that a cancelled call has to end its uploads and to release its locks.
+const CANCEL_GRACE: Duration = Duration::from_secs(15);
 /// The number of bytes of the worker's standard error that an error message quotes.
 const MAX_STDERR_BYTES: u64 = 4096;
 /// The number of answers that may wait in the channel between the threads.
@@ -169,6 +171,47 @@ impl Worker {
                 }
                 Response::Message(Message::Checked(report)) => return Ok(report),
                 _ => return Err(protocol_violation()),
+            }
+        }
+    }
+
+    /// Has another process carry out a call of the JavaScript API, and returns the answer. If the
+    /// caller cancels it, the process has a while to release what it holds.
+    pub fn call(worker_mode: &WorkerMode, call: &str, context: &OperationContext) -> Result<String> {
+        let request = Request::Call(CallRequest {
+            call: SecretText(call.to_string()),
+        });
+        let mut worker = Worker::start(worker_mode, request, &context.cancel)?;
+        loop {
+            match worker.next() {
+                Ok(Response::Message(Message::Progress(progress))) => context.pass_on(progress),
+                Ok(Response::Message(Message::Called { answer })) => return Ok(answer),
+                Ok(_) => return Err(protocol_violation()),
+                Err(error) if error.code == Code::Aborted => {
+                    return worker.answer_after_cancellation().ok_or(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Tells a worker that carries out a call that it is cancelled, and waits for its answer. `None`
+    /// if there is none in time; the worker is then ended.
+    fn answer_after_cancellation(&mut self) -> Option<String> {
+        let Link::Process(process) = &mut self.link else {
+            return None;
+        };
+        process.requests = None;
+        let deadline = Instant::now() + CANCEL_GRACE;
+        loop {
+            let frame = process.receive(&CancelToken::default(), Some(deadline));
+            let Ok(Frame::Json(json)) = frame else {
+                return None;
+            };
+            match serde_json::from_slice(&json) {
+                Ok(Message::Called { answer }) => return Some(answer),
+                Ok(Message::Progress(_)) => {}
+                _ => return None,
             }
         }
     }
@@ -331,8 +374,9 @@ struct Process {
     child: Child,
     executable: PathBuf,
     answers: ChildStdout,
-    /// Stays open. When it closes, the worker knows that this process has gone.
-    requests: ChildStdin,
+    /// Stays open until the worker is told to end: when it closes, the worker knows that this process
+    /// has gone.
+    requests: Option<ChildStdin>,
     stderr: Option<JoinHandle<String>>,
     /// The standard error of the worker, once the worker has ended.
     said: String,
@@ -369,13 +413,15 @@ impl Process {
             child,
             executable: executable.to_path_buf(),
             answers,
-            requests,
+            requests: Some(requests),
             stderr: Some(stderr),
             said: String::new(),
         };
         process.expect_greeting(cancel)?;
         // An error here means that the worker has ended. The next read reports why.
-        let _ = write_json(&mut process.requests, request);
+        if let Some(requests) = &mut process.requests {
+            let _ = write_json(requests, request);
+        }
         Ok(process)
     }
 

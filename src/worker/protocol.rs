@@ -6,7 +6,7 @@
 //!
 //! The server greets first, so that a client never sends a request to another release. Then the
 //! client sends one request. The server answers until it sends `Saved`, `Applied`, `Undone`,
-//! `Recovered`, `Checked`, `Repaired`, `Settings`, `Key` or `Failed`. The client keeps the standard
+//! `Recovered`, `Checked`, `Repaired`, `Settings`, `Key`, `Called` or `Failed`. The client keeps the standard
 //! input of the server open; when it closes, the server knows that the client has gone.
 
 use std::{
@@ -33,7 +33,7 @@ use crate::{
     },
     project::{Component, discover::Selection},
     sqlite::check::Integrity,
-    util::{content_hash::ContentHash, digest::Sha256Digest},
+    util::{content_hash::ContentHash, digest::Sha256Digest, operation::Progress},
 };
 
 /// The file name of the [`crate::sqlite::page_hashes::PageFile`] that a backup leaves in the
@@ -42,7 +42,7 @@ pub const PAGE_HASHES_FILE: &str = "page-hashes";
 /// The file name of the [`super::known_files`] that a backup leaves there.
 pub const KNOWN_FILES_FILE: &str = "known-files";
 /// Incremented with every incompatible change of the frames or messages.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 /// The release of this crate. The addon and the worker come from one build.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// The argument that makes `kg` a worker.
@@ -70,6 +70,7 @@ pub enum Request {
     Repair(RepairRequest),
     Settings(SettingsRequest),
     Key(KeyRequest),
+    Call(CallRequest),
 }
 
 /// Asks the worker to stream the contents of a backup.
@@ -175,13 +176,19 @@ pub struct KeyRequest {
     pub path: PathBuf,
 }
 
+/// Asks `kg` to carry out a call of the JavaScript API, which may contain secrets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CallRequest {
+    pub call: SecretText,
+}
+
 /// A secret in transit. Its `Debug` output does not reveal it.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct KeyText(pub String);
+pub struct SecretText(pub String);
 
-impl fmt::Debug for KeyText {
+impl fmt::Debug for SecretText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyText(…)")
+        f.write_str("SecretText(…)")
     }
 }
 
@@ -244,7 +251,13 @@ pub enum Message {
         warnings: Vec<Warning>,
     },
     Key {
-        text: KeyText,
+        text: SecretText,
+    },
+    /// The progress of a `Call`.
+    Progress(Progress),
+    /// The answer to a `Call`, as JSON.
+    Called {
+        answer: String,
     },
     Failed {
         error: Error,

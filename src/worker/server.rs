@@ -7,13 +7,14 @@ use std::{
     os::fd::AsFd,
     path::Path,
     process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
     backup::save,
     check::{inspect, repair},
     protocol::{
-        Frame, Greeting, KeyText, Message, PROTOCOL, RELEASE, Request, ResponseSink, read_frame,
+        Frame, Greeting, SecretText, Message, PROTOCOL, RELEASE, Request, ResponseSink, read_frame,
         write_block, write_data, write_json,
     },
     restore::{apply, recover_interrupted, undo},
@@ -22,7 +23,11 @@ use crate::{
     config::Settings,
     error::{Code, Error, Result, plain},
     sqlite,
-    util::{content_hash::ContentHash, operation::CancelToken, threads},
+    util::{
+        content_hash::ContentHash,
+        operation::{CancelToken, OperationContext, Progress},
+        threads,
+    },
 };
 
 /// The upper limit for the size of a key file.
@@ -52,8 +57,10 @@ pub fn answer(
                     warnings,
                 })
             }
+            // Only `main` has what carries out calls.
+            Request::Call(_) => Err(Error::internal("A call reached a worker on a thread")),
             Request::Key(request) => key_text(&request.path).map(|text| Message::Key {
-                text: KeyText(text),
+                text: SecretText(text),
             }),
         });
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
@@ -91,8 +98,11 @@ fn key_text(path: &Path) -> Result<String> {
     })
 }
 
+/// Carries out a call of the JavaScript API and returns the answer, both as JSON.
+pub type RunCall = fn(&str, &OperationContext) -> String;
+
 /// Runs `kg __reader`. The exit status only says whether the conversation was completed.
-pub fn main() -> ExitCode {
+pub fn main(run_call: RunCall) -> ExitCode {
     let Ok(mut out) = io::stdout().as_fd().try_clone_to_owned().map(File::from) else {
         return ExitCode::FAILURE;
     };
@@ -115,6 +125,12 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Request::Call(request) = request {
+        return match carry_out(&request.call.0, out, run_call) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     // A restore or repair that has begun runs to its end, even if the client has gone.
     let changes = matches!(
         request,
@@ -130,6 +146,34 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// Carries out a call. When the client closes its side of standard input, the call is cancelled, so
+/// that it ends its uploads and releases its locks.
+fn carry_out(call: &str, out: File, run_call: RunCall) -> Result<()> {
+    let cancel = CancelToken::default();
+    let client = Arc::new(Mutex::new(Pipe { out }));
+    let cancelled = cancel.clone();
+    let waiting = threads::start("kg-client", move || {
+        let _ = io::stdin().lock().read(&mut [0]);
+        cancelled.cancel();
+    });
+    let reported = client.clone();
+    let report = move |progress: Progress| {
+        let mut client = reported.lock().unwrap_or_else(PoisonError::into_inner);
+        // If the client has gone, the call is cancelled anyway.
+        let _ = client.message(Message::Progress(progress));
+    };
+    let context = OperationContext::new(cancel, Some(Arc::new(report)));
+    context.cancel.enter();
+    let message = match waiting {
+        Ok(_) => Message::Called {
+            answer: run_call(call, &context),
+        },
+        Err(error) => Message::Failed { error },
+    };
+    let mut client = client.lock().unwrap_or_else(PoisonError::into_inner);
+    client.message(message)
 }
 
 /// Ends this process when the client closes its side of standard input, which happens however the

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::BufWriter,
+    io::{self, BufWriter},
     path::{Path, PathBuf},
 };
 
@@ -15,14 +15,14 @@ use crate::{
         errors::checksum_mismatch,
         file_list::FileListSummary,
         file_record::FileRecord,
-        manifest::{BackupType, DIGEST_PREFIX, Manifest},
+        manifest::{ArchiveRecord, BackupType, DIGEST_PREFIX, Manifest},
         reader::{Discard, read_archive, unreadable},
         reuse::ReuseSource,
         seal::SealedFile,
     },
     commands::own_backups::own_backups,
     error::{Code, Error, Result},
-    place::{Archive, Bytes},
+    place::{Archive, Bytes, Place},
     project::Project,
     sqlite::page_hashes::PageFileWriter,
     store::{
@@ -30,7 +30,10 @@ use crate::{
         chain::{self, ChainState},
         described_beside, manifest_beside,
     },
-    util::operation::{CancelToken, OperationContext, Phase},
+    util::{
+        hex::hex,
+        operation::{CancelToken, OperationContext, Phase},
+    },
     worker::known_files::KnownFiles,
 };
 
@@ -110,6 +113,7 @@ fn open(
         };
         manifest = match PageCache::of(project, store).manifest(&backup) {
             Some(kept) => kept,
+            None if store.directory().is_none() => return Err(not_cached(&backup)),
             None => read()?.intact(&backup.archive)?.0,
         };
         assert_same_readers(store.keys(), &backup, &manifest)?;
@@ -166,6 +170,12 @@ fn unusable(backup: &Backup, what: &str) -> Error {
     )
 }
 
+/// Returns the error for a base in an object store that would have to be downloaded as a whole.
+fn not_cached(backup: &Backup) -> Error {
+    let what = "it is in an object store, and what this project kept about it is missing";
+    unusable(backup, what)
+}
+
 impl IncrementalBase {
     /// Returns how many members its chain has.
     pub fn members(&self) -> usize {
@@ -182,7 +192,7 @@ impl IncrementalBase {
             let archive = manifest.and_then(|manifest| manifest.archive);
             let is_whole = archive
                 .as_ref()
-                .map(|archive| is_as_written(&link.path(), archive, &context.cancel));
+                .map(|archive| is_unchanged(link, archive, context));
             context.cancel.check()?;
             before = archive.map(|archive| format!("{DIGEST_PREFIX}{}", archive.sha256));
             if !is_whole
@@ -221,6 +231,7 @@ impl IncrementalBase {
         });
         let (summary, databases) = match cached {
             Some(cached) => cached,
+            None if store.directory().is_none() => return Err(not_cached(&self.backup)),
             None => self.read_chain(scratch, store.keys(), context)?,
         };
         page_cache::write_base(&self.manifest, summary, databases, scratch)
@@ -255,6 +266,32 @@ impl IncrementalBase {
     }
 }
 
+/// Returns whether an archive is the one that `record` describes. A directory may change it without
+/// a trace, so it is read. An object store gives every new content another version.
+fn is_unchanged(
+    archive: &Archive,
+    record: &ArchiveRecord,
+    context: &OperationContext,
+) -> io::Result<bool> {
+    let (objects, version) = match (archive.place(), &record.object) {
+        (Place::Directory(_), _) => {
+            return is_as_written(&archive.path(), record, &context.cancel);
+        }
+        (Place::Objects(objects), Some(version)) => (objects, version),
+        // It was copied there by other means.
+        (Place::Objects(_), None) => {
+            let facts = SealedFile::new(archive.open()?)?;
+            let facts = facts.finish(|| context.cancel.is_cancelled())?;
+            return Ok(hex(&facts.sha256) == record.sha256);
+        }
+    };
+    let found = objects.client().find(archive.name());
+    let found = found.map_err(io::Error::other)?;
+    Ok(found.is_some_and(|found| {
+        found.size_bytes == record.size && found.version.is_same(version)
+    }))
+}
+
 /// Returns the newest archive of the project that can contain the same blocks as a backup of that
 /// type and compression.
 pub fn reuse_source(
@@ -264,7 +301,8 @@ pub fn reuse_source(
     compression: Compression,
     cancel: &CancelToken,
 ) -> Result<Option<ReuseSource>> {
-    let Some(name) = compression.name() else {
+    // An object store cannot share blocks, and reading them takes longer than compressing again.
+    let Some(name) = compression.name().filter(|_| store.directory().is_some()) else {
         return Ok(None);
     };
     for backup in store.read()?.backups {

@@ -237,7 +237,7 @@ fn back_up(root: &Path, is_graph_alone: bool, request: &Request<'_>) -> Result<S
         None => configured::store(
             &Worker::settings(worker_mode, root)?.0,
             root,
-            None,
+            configured::NamedStore::default(),
             CallerEncryption::Nothing,
             worker_mode,
         )?

@@ -30,7 +30,10 @@ pub(super) fn of_store(
     let read = store.read();
     let is_read = read.is_ok();
     let listing = read.unwrap_or_else(|error| {
-        let remedy = "Give this user access to it, or name another directory";
+        let remedy = match store.directory() {
+            Some(_) => "Give this user access to it, or name another directory",
+            None => &error.remedy,
+        };
         issues.push(look.issue(IssueCode::BackupDir, error.message, remedy));
         Listing::default()
     });
@@ -55,7 +58,8 @@ pub(super) fn of_store(
     );
     issues.extend(look.refused());
     let next_bytes = next_size(&backups, checked.database_size);
-    let free_bytes = room(store.dir(), next_bytes, issues);
+    let directory = store.directory();
+    let free_bytes = directory.and_then(|dir| room(dir, next_bytes, issues));
     Backups {
         backup_dir: store.dir().to_path_buf(),
         count: backups.len(),
