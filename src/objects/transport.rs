@@ -38,6 +38,8 @@ use super::{
     throttle::{Activity, Outgoing, Throttle},
 };
 
+const MOST_ERROR_BYTES: u64 = 1 << 20;
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Transport(Arc<Inner>);
@@ -272,7 +274,11 @@ impl Transport {
     ) -> Result<Bytes, Failure> {
         let length = parts.headers.get(CONTENT_LENGTH);
         let announced = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if let Some(size) = announced.filter(|size| *size > call.most_bytes) {
+        let most_bytes = match parts.status.is_success() {
+            true => call.most_bytes,
+            false => MOST_ERROR_BYTES,
+        };
+        if let Some(size) = announced.filter(|size| *size > most_bytes) {
             return Err(Failure::TooLarge(size));
         }
         let mut received = BytesMut::with_capacity(announced.unwrap_or_default() as usize);
@@ -284,7 +290,7 @@ impl Transport {
             };
             received.extend_from_slice(&data);
             let size = received.len() as u64;
-            if size > call.most_bytes {
+            if size > most_bytes {
                 return Err(Failure::TooLarge(size));
             }
             if let Some(throttle) = &self.0.download {

@@ -13,6 +13,8 @@ mod damage;
 mod encryption;
 mod layers;
 mod messages;
+mod objects;
+mod objects_faults;
 mod reference;
 mod round_trip;
 mod salvage;

@@ -1,7 +1,10 @@
-//! Databases to damage, and the pages that hold each of their rows.
+//! Databases to damage, and the pages that hold each of their rows; an object store, and a proxy
+//! that lets its requests fail.
 
 pub mod beside;
 pub mod damage;
+pub mod fault_proxy;
+pub mod object_server;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
