@@ -2,7 +2,7 @@
 //!
 //! The options hold secrets. Neither `Debug` nor any error shows a value of them.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, env, fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, de, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -189,7 +189,8 @@ impl StorageOptions {
     }
 
     pub(super) fn allows_http(&self) -> bool {
-        self.allow_http.unwrap_or_default()
+        let of_environment = || env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true");
+        self.allow_http.unwrap_or_else(of_environment)
     }
 
     /// Returns the first option that is given and not among `known`.
