@@ -367,15 +367,6 @@ describe('bad input', () => {
     });
   }
 
-  test('unsupported options of this release are refused when the manager is made', () => {
-    const unsupported = [{ backupDir: 's3://bucket/kg' }, { storageOptions: {} }];
-    for (const config of unsupported) {
-      expect(() => createBackupManager(config)).toThrow(
-        expect.objectContaining({ code: 'KG_UNSUPPORTED' }),
-      );
-    }
-  });
-
   test('options of calls are refused with a rejection, never an exception', async () => {
     const { manager } = setUp();
     const rejected = [

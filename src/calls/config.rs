@@ -75,7 +75,13 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let is_local = self.backup_dir.as_deref().map(location).transpose()?.flatten().is_none();
+        let is_local = self
+            .backup_dir
+            .as_deref()
+            .map(location)
+            .transpose()?
+            .flatten()
+            .is_none();
         let is_named = self.backup_dir.is_some();
         if is_named && is_local && self.storage()? != StorageOptions::default() {
             return Err(Error::invalid(
@@ -185,13 +191,7 @@ impl Config {
             dir: self.backup_dir.as_deref(),
             options: Some(&storage),
         };
-        let store = configured::store(
-            &self.settings,
-            root,
-            named,
-            said,
-            &self.launch(),
-        )?;
+        let store = configured::store(&self.settings, root, named, said, &self.launch())?;
         let keys = match self.encryption.as_ref().and_then(Encryption::keys) {
             Some(options) => options.keys(root, &self.launch()),
             None => KeySource::keys_of_project(root, &self.launch()),

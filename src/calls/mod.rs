@@ -79,7 +79,11 @@ pub fn backup_dir(config: &str) -> String {
     outcome(|| {
         let (config, _) = settled(Config::parse(config)?)?;
         let root = &config.project_root;
-        match config.settings.dir(root).filter(|dir| Location::is_url(&dir.to_string_lossy())) {
+        match config
+            .settings
+            .dir(root)
+            .filter(|dir| Location::is_url(&dir.to_string_lossy()))
+        {
             Some(url) => value(url),
             None => value(config.store()?.dir()),
         }

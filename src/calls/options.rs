@@ -20,7 +20,12 @@ use super::{
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    commands::{configured::{self, NamedStore}, drill::DrillOptions, restore::RestoreOptions, undo::UndoOptions},
+    commands::{
+        configured::{self, NamedStore},
+        drill::DrillOptions,
+        restore::RestoreOptions,
+        undo::UndoOptions,
+    },
     config::backup_config::{BackupConfig, BackupOptions, DEFAULT_LOCK_TIMEOUT},
     error::{Error, Result},
     integrity::{Scope, target::CheckTarget},

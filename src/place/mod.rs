@@ -114,7 +114,10 @@ impl Archive {
         match &self.place {
             Place::Directory(_) => Ok(Box::new(regular_file::open_linked(&self.path())?)),
             Place::Objects(objects) => {
-                let opened = objects.client().open(&self.name).map_err(io::Error::other)?;
+                let opened = objects
+                    .client()
+                    .open(&self.name)
+                    .map_err(io::Error::other)?;
                 opened.ok_or_else(|| io::ErrorKind::NotFound.into())
             }
         }

@@ -168,7 +168,9 @@ impl ObjectPlace {
             Some(listing) => listing,
             unread => {
                 let objects = self.client.list()?;
-                let by_name = objects.into_iter().map(|object| (object.name.clone(), object));
+                let by_name = objects
+                    .into_iter()
+                    .map(|object| (object.name.clone(), object));
                 unread.insert(by_name.collect())
             }
         };

@@ -91,11 +91,7 @@ impl Draft {
     }
 }
 
-fn with_keys<S: Sink + 'static>(
-    sink: S,
-    store: &Store,
-    encrypted: bool,
-) -> Result<Box<dyn Sink>> {
+fn with_keys<S: Sink + 'static>(sink: S, store: &Store, encrypted: bool) -> Result<Box<dyn Sink>> {
     Ok(if encrypted {
         Box::new(Encrypting::new(sink, store.keys())?)
     } else {

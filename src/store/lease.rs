@@ -23,7 +23,7 @@ use crate::{
     util::{
         file_lock::host_name,
         hex::hex,
-        operation::{OperationContext, POLL_INTERVAL},
+        operation::{CancelToken, OperationContext, POLL_INTERVAL},
         threads,
     },
 };
@@ -139,7 +139,9 @@ impl Drop for Lease {
                 ..state.holder.clone()
             };
             // If this fails, the lock ends by itself.
-            let _ = write(&self.shared.place, &released, Some(&state.version));
+            let _ = CancelToken::despite_cancellation(|| {
+                write(&self.shared.place, &released, Some(&state.version))
+            });
         }
     }
 }

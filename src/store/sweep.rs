@@ -90,7 +90,10 @@ impl Store {
             // The service removes them by its own rules.
             Err(error) if error.code == Code::Unsupported => return Ok(warnings),
             Err(error) => {
-                let message = format!("{}: killed runs may have left parts of archives", error.message);
+                let message = format!(
+                    "{}: killed runs may have left parts of archives",
+                    error.message
+                );
                 warnings.push(Warning::new(WarningCode::Store, message));
                 return Ok(warnings);
             }
@@ -100,7 +103,10 @@ impl Store {
         let now = objects.client().server_time()?;
         let newest = now.saturating_sub(LEASE).unwrap_or(Timestamp::MIN);
         let is_left = |name: &str| names::id_of_archive(name).is_some();
-        for upload in unfinished.iter().filter(|one| one.started < newest && is_left(&one.name)) {
+        for upload in unfinished
+            .iter()
+            .filter(|one| one.started < newest && is_left(&one.name))
+        {
             warnings.extend(objects.client().abort_upload(upload).err().map(stays));
         }
         Ok(warnings)
@@ -168,7 +174,10 @@ impl Store {
         context: &OperationContext,
     ) -> Result<std::result::Result<Manifest, String>> {
         let archive = self.place.archive(name);
-        if archive.local_path().is_some_and(|path| led_to(&path, &ARCHIVE_ENDINGS).is_err()) {
+        if archive
+            .local_path()
+            .is_some_and(|path| led_to(&path, &ARCHIVE_ENDINGS).is_err())
+        {
             return Ok(Err(not_needed("it is a link to something else")));
         }
         let report = match read_archive(
@@ -221,7 +230,6 @@ impl Store {
             },
         )
     }
-
 }
 
 /// Warns that files of an earlier run could not be removed.
@@ -240,4 +248,3 @@ fn stays(error: Error) -> Warning {
 fn not_needed(why: &str) -> String {
     format!("{why}; remove it if you do not need it")
 }
-

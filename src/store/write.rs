@@ -26,6 +26,7 @@ use crate::{
     sqlite::raw_copy,
     util::{
         atomic_file::{self, PARTIAL_PREFIX},
+        operation::CancelToken,
         temp_dir::{self, PrivateDir, Scratch},
     },
 };
@@ -152,7 +153,12 @@ impl Store {
     }
 
     /// Writes the sidecar of a new archive. `KG_STORE_CHANGED` if an object store has one already.
-    pub(super) fn create_beside(&self, archive: &Archive, suffix: &str, bytes: &[u8]) -> Result<()> {
+    pub(super) fn create_beside(
+        &self,
+        archive: &Archive,
+        suffix: &str,
+        bytes: &[u8],
+    ) -> Result<()> {
         let Place::Objects(objects) = &self.place else {
             return self.write_beside(archive, suffix, bytes);
         };
@@ -344,8 +350,10 @@ impl NewBackup<'_> {
             Err(error) => {
                 // If a directory cannot be synced, the rename has still happened. The remaining
                 // files would later be listed as a backup although this run reports a failure.
-                store.remove_file(&archive.beside(MANIFEST_SUFFIX))?;
-                store.remove_file(archive)?;
+                CancelToken::despite_cancellation(|| {
+                    store.remove_file(&archive.beside(MANIFEST_SUFFIX))?;
+                    store.remove_file(archive)
+                })?;
                 return Err(error);
             }
         };

@@ -46,6 +46,14 @@ impl CancelToken {
         CURRENT.set(self.clone());
     }
 
+    /// Does work that must be done although the operation was cancelled, such as releasing a lock.
+    pub fn despite_cancellation<T>(work: impl FnOnce() -> T) -> T {
+        let current = CURRENT.replace(CancelToken::default());
+        let done = work();
+        CURRENT.set(current);
+        done
+    }
+
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }

@@ -19,9 +19,9 @@ use nix::{
 
 use super::{
     protocol::{
-        Applied, ApplyRequest, CallRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL,
-        RELEASE, RecoverRequest, RepairRequest, Request, ResponseSink, SaveRequest, SecretText,
-        SettingsRequest, UndoRequest, Undone, WORKER_ARGUMENT, read_frame, write_json,
+        Applied, ApplyRequest, CallRequest, CheckRequest, Frame, Greeting, KeyRequest, Message,
+        PROTOCOL, RELEASE, RecoverRequest, RepairRequest, Request, ResponseSink, SaveRequest,
+        SecretText, SettingsRequest, UndoRequest, Undone, WORKER_ARGUMENT, read_frame, write_json,
     },
     restore::{lock_target, needs_recovery},
     server::{self},
@@ -177,7 +177,11 @@ impl Worker {
 
     /// Has another process carry out a call of the JavaScript API, and returns the answer. If the
     /// caller cancels it, the process has a while to release what it holds.
-    pub fn call(worker_mode: &WorkerMode, call: &str, context: &OperationContext) -> Result<String> {
+    pub fn call(
+        worker_mode: &WorkerMode,
+        call: &str,
+        context: &OperationContext,
+    ) -> Result<String> {
         let request = Request::Call(CallRequest {
             call: SecretText(call.to_string()),
         });

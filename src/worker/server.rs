@@ -14,7 +14,7 @@ use super::{
     backup::save,
     check::{inspect, repair},
     protocol::{
-        Frame, Greeting, SecretText, Message, PROTOCOL, RELEASE, Request, ResponseSink, read_frame,
+        Frame, Greeting, Message, PROTOCOL, RELEASE, Request, ResponseSink, SecretText, read_frame,
         write_block, write_data, write_json,
     },
     restore::{apply, recover_interrupted, undo},

@@ -287,9 +287,10 @@ fn is_unchanged(
     };
     let found = objects.client().find(archive.name());
     let found = found.map_err(io::Error::other)?;
-    Ok(found.is_some_and(|found| {
-        found.size_bytes == record.size && found.version.is_same(version)
-    }))
+    Ok(
+        found
+            .is_some_and(|found| found.size_bytes == record.size && found.version.is_same(version)),
+    )
 }
 
 /// Returns the newest archive of the project that can contain the same blocks as a backup of that

@@ -220,7 +220,8 @@ mod tests {
         assert_eq!(heard.last().unwrap().bytes_done, 10);
         let cancelled = OperationContext::default();
         cancelled.cancel.cancel();
-        let read = |_, _: &Archive, context: &OperationContext| context.report(Phase::Unpacking, 1, 1);
+        let read =
+            |_, _: &Archive, context: &OperationContext| context.report(Phase::Unpacking, 1, 1);
         let members = chain(dir.path(), 5);
         let aborted = read_in_order(&members, &cancelled, Phase::Unpacking, read, |_, _, ()| {
             Ok(())

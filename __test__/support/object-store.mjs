@@ -1,0 +1,154 @@
+// A real object store on loopback: SeaweedFS, one server for each test file.
+
+import { spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
+
+import { installObjectServer, objectServer } from '../../scripts/object-server.mjs';
+
+const BUCKET = 'kg-tests';
+const KEY = 'test-key';
+export const SECRET = 'secret-of-the-tests';
+const START_TIMEOUT_MS = 60_000;
+const PORTS = [
+  'master.port',
+  'master.port.grpc',
+  'volume.port',
+  'volume.port.grpc',
+  'filer.port',
+  'filer.port.grpc',
+  's3.port',
+  's3.port.grpc',
+];
+
+// The shell waits on a pipe from this process, and kills the server when that ends in whatever way.
+// The server ends only seconds after SIGTERM.
+const WATCHDOG = `
+exec 3<&0
+"$@" > "$DIR/log" 2>&1 < /dev/null 3<&- &
+server=$!
+(cat <&3 > /dev/null; kill -9 $server) &
+wait $server
+`;
+
+async function freePorts() {
+  const servers = PORTS.map(() => createServer());
+  const listening = servers.map(
+    (server) =>
+      new Promise((resolve) => {
+        server.listen(0, '127.0.0.1', () => resolve(server.address().port));
+      }),
+  );
+  const ports = await Promise.all(listening);
+  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+  return ports;
+}
+
+/**
+ * Starts a server. `objects` reads and changes it without signatures, behind the back of the code
+ * under test.
+ */
+export async function startObjectStore() {
+  installObjectServer();
+  const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-objects-'));
+  const identities = path.join(dir, 's3.json');
+  const credentials = [{ accessKey: KEY, secretKey: SECRET }];
+  const actions = ['Admin', 'Read', 'Write', 'List', 'Tagging'];
+  writeFileSync(
+    identities,
+    JSON.stringify({ identities: [{ name: 'test', credentials, actions }] }),
+  );
+  const ports = await freePorts();
+  const args = ['server', '-filer', '-s3', '-ip=127.0.0.1', '-ip.bind=127.0.0.1', '-volume.max=30'];
+  args.push('-s3.port.iceberg=0', '-s3.port.lance=0', '-master.telemetry=false', `-dir=${dir}`);
+  args.push(`-s3.config=${identities}`, ...PORTS.map((name, at) => `-${name}=${ports[at]}`));
+  const child = spawn('sh', ['-c', WATCHDOG, 'sh', objectServer, ...args], {
+    env: { ...process.env, DIR: dir },
+    stdio: ['pipe', 'ignore', 'ignore'],
+    detached: true,
+  });
+  const ended = new Promise((resolve) => child.once('exit', resolve));
+  const [master, , , , filer, , s3] = ports;
+  const endpoint = `http://127.0.0.1:${s3}`;
+  const files = `http://127.0.0.1:${filer}/buckets/${BUCKET}`;
+  const deadline = Date.now() + START_TIMEOUT_MS;
+  for (;;) {
+    if (await isReady(master, files, endpoint)) break;
+    if (Date.now() > deadline || child.exitCode !== null) {
+      child.stdin.end();
+      throw new Error(
+        `the object store did not start:\n${readFileSync(path.join(dir, 'log'), 'utf8')}`,
+      );
+    }
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  const objects = {
+    /** Returns the names of the objects directly below a prefix. */
+    async names(prefix) {
+      const answer = await fetch(`${files}/${prefix}/?limit=10000`, {
+        headers: { accept: 'application/json' },
+      });
+      if (answer.status === 404) return [];
+      const { Entries: entries } = await answer.json();
+      return (entries ?? []).map(({ FullPath: full }) => path.posix.basename(full)).sort();
+    },
+    async read(name) {
+      const answer = await fetch(`${files}/${name}`);
+      return answer.ok ? Buffer.from(await answer.arrayBuffer()) : null;
+    },
+    async write(name, bytes) {
+      const form = new FormData();
+      form.append('file', new Blob([bytes]), path.posix.basename(name));
+      await must(fetch(`${files}/${name}`, { method: 'POST', body: form }));
+    },
+    async remove(name) {
+      await must(fetch(`${files}/${name}`, { method: 'DELETE' }));
+    },
+  };
+  return {
+    endpoint,
+    objects,
+    url: (prefix) => `s3://${BUCKET}/${prefix}`,
+    storageOptions: {
+      accessKeyId: KEY,
+      secretAccessKey: SECRET,
+      region: 'us-east-1',
+      endpoint,
+      allowHttp: true,
+    },
+    /** The variables that name this store to the command line. */
+    env: {
+      AWS_ACCESS_KEY_ID: KEY,
+      AWS_SECRET_ACCESS_KEY: SECRET,
+      AWS_REGION: 'us-east-1',
+      AWS_ENDPOINT_URL: endpoint,
+      AWS_ALLOW_HTTP: 'true',
+    },
+    async stop() {
+      child.stdin.end();
+      await ended;
+      rmSync(dir, { recursive: true, force: true });
+    },
+  };
+}
+
+async function must(request) {
+  const answer = await request;
+  if (!answer.ok) throw new Error(`${answer.url}: ${answer.status} ${await answer.text()}`);
+}
+
+/** Creates the bucket once there is a place for data, and tells whether both answer. */
+async function isReady(master, files, endpoint) {
+  try {
+    const assigned = await fetch(`http://127.0.0.1:${master}/dir/assign`);
+    if (!(await assigned.text()).includes('"fid"')) return false;
+    const made = await fetch(`${files}/`, { method: 'POST' });
+    if (!made.ok && made.status !== 409) return false;
+    const answer = await fetch(`${endpoint}/${BUCKET}`);
+    return answer.status === 403;
+  } catch {
+    return false;
+  }
+}
