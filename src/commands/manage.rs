@@ -27,6 +27,7 @@ pub fn delete(
     if let (Some(home), Ok(listed)) = (store.home(), store.list()) {
         // If the count cannot be recorded, the next backup warns.
         let _ = known_stores::remember(home, store, own_among(listed, home).len());
+        store.keep_sidecars();
     }
     Ok(deleted)
 }

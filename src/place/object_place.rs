@@ -5,7 +5,11 @@ use std::{
     fmt,
     io::Write,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 use jiff::Timestamp;
@@ -60,6 +64,10 @@ pub struct ObjectPlace {
     url: PathBuf,
     client: Arc<dyn Client>,
     listing: Arc<Mutex<Option<BTreeMap<String, Object>>>>,
+    /// Whether this process has looked for what it knew before.
+    has_recalled: Arc<AtomicBool>,
+    /// The time that the service once told, and when.
+    told: Arc<Mutex<Option<(Timestamp, Instant)>>>,
 }
 
 impl ObjectPlace {
@@ -68,6 +76,8 @@ impl ObjectPlace {
             url: url.into(),
             client,
             listing: Arc::default(),
+            has_recalled: Arc::default(),
+            told: Arc::default(),
         }
     }
 
@@ -77,6 +87,22 @@ impl ObjectPlace {
 
     pub fn client(&self) -> &dyn Client {
         &*self.client
+    }
+
+    /// Returns `true` once: the caller then recalls what it knew about the objects.
+    pub fn recalls(&self) -> bool {
+        !self.has_recalled.swap(true, Ordering::Relaxed)
+    }
+
+    /// Returns the time according to the service, which is asked once. If this machine is suspended
+    /// later, the time is too early: then a lease ends early, and one of others seems to last.
+    pub fn server_time(&self) -> Result<Timestamp> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (time, at) = match *told {
+            Some(told) => told,
+            None => *told.insert((self.client.server_time()?, Instant::now())),
+        };
+        Ok(time.saturating_add(at.elapsed()).unwrap_or(time))
     }
 
     /// Returns the names of all objects directly below the prefix, in order.

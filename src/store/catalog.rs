@@ -11,7 +11,7 @@ use super::{
     Backup, Store,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
     sidecar::{self, Sidecar, described_beside},
-    tombstone, usable,
+    sidecar_cache, tombstone, usable,
 };
 use crate::{
     archive::{encryption, errors::backup_not_found, reader::unreadable},
@@ -43,6 +43,7 @@ impl Store {
                 .iter()
                 .map(|name| self.place.archive(name))
                 .collect();
+            sidecar_cache::recall(self);
             sidecar::read_ahead(&archives);
         }
         let mut listing = Listing::default();

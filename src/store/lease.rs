@@ -55,6 +55,8 @@ struct Holder {
 /// The lock, held until it is dropped.
 #[derive(Debug)]
 pub struct Lease {
+    /// The holder before did not release the lock, so it was killed or cut off.
+    follows_a_kill: bool,
     shared: Arc<Shared>,
     renewing: Option<JoinHandle<()>>,
 }
@@ -87,7 +89,7 @@ impl Lease {
         loop {
             context.cancel.check()?;
             match take(place, &nonce)? {
-                Taken::Held(holder, version) => return Lease::hold(place, holder, version),
+                Taken::Held(taken) => return Lease::hold(place, taken),
                 Taken::Changed => {}
                 Taken::By(holder) => {
                     let left = timeout.saturating_sub(began.elapsed());
@@ -100,12 +102,12 @@ impl Lease {
         }
     }
 
-    fn hold(place: &ObjectPlace, holder: Holder, version: Version) -> Result<Self> {
+    fn hold(place: &ObjectPlace, taken: Held) -> Result<Self> {
         let shared = Arc::new(Shared {
             place: place.clone(),
             state: Mutex::new(State {
-                holder,
-                version,
+                holder: taken.holder,
+                version: taken.version,
                 lost: None,
                 has_ended: false,
             }),
@@ -114,9 +116,15 @@ impl Lease {
         let renewed = shared.clone();
         let renewing = threads::start("kg-lease", move || renewed.renew_until_end())?;
         Ok(Lease {
+            follows_a_kill: taken.follows_a_kill,
             shared,
             renewing: Some(renewing),
         })
+    }
+
+    /// Returns whether the holder before may have left parts of its work.
+    pub fn follows_a_kill(&self) -> bool {
+        self.follows_a_kill
     }
 
     /// Renews the lock. Fails with `KG_STORE_LOCKED` if another process took it.
@@ -199,8 +207,14 @@ impl Shared {
     }
 }
 
+struct Held {
+    holder: Holder,
+    version: Version,
+    follows_a_kill: bool,
+}
+
 enum Taken {
-    Held(Holder, Version),
+    Held(Held),
     By(Holder),
     /// Another process wrote at the same time.
     Changed,
@@ -209,14 +223,15 @@ enum Taken {
 /// Takes the lock if nobody holds it.
 fn take(place: &ObjectPlace, nonce: &str) -> Result<Taken> {
     let found = read(place)?;
-    let now = place.client().server_time()?;
+    let now = place.server_time()?;
     let is_held = |holder: &Holder| {
         holder.nonce != nonce && holder.expires.is_some_and(|expires| expires > now)
     };
-    let (generation, version) = match found {
+    let (generation, follows_a_kill, version) = match found {
         Some((holder, _)) if is_held(&holder) => return Ok(Taken::By(holder)),
-        Some((holder, version)) => (holder.generation, Some(version)),
-        None => (0, None),
+        Some((holder, version)) => (holder.generation, holder.expires.is_some(), Some(version)),
+        // A lock that was removed tells nothing.
+        None => (0, true, None),
     };
     let holder = Holder {
         owner: format!("process {} on {}", std::process::id(), host_name()),
@@ -226,12 +241,18 @@ fn take(place: &ObjectPlace, nonce: &str) -> Result<Taken> {
         expires: Some(now.saturating_add(LEASE).unwrap_or(now)),
     };
     let written = write(place, &holder, version.as_ref())?;
-    Ok(written.map_or(Taken::Changed, |version| Taken::Held(holder, version)))
+    Ok(written.map_or(Taken::Changed, |version| {
+        Taken::Held(Held {
+            holder,
+            version,
+            follows_a_kill,
+        })
+    }))
 }
 
 /// Returns the end of a lease that begins now.
 fn until(place: &ObjectPlace) -> Result<Timestamp> {
-    let now = place.client().server_time()?;
+    let now = place.server_time()?;
     Ok(now.saturating_add(LEASE).unwrap_or(now))
 }
 
@@ -276,7 +297,7 @@ pub(super) fn holder(place: &ObjectPlace) -> Result<Option<String>> {
     let Some(expires) = holder.expires else {
         return Ok(None);
     };
-    let now = place.client().server_time()?;
+    let now = place.server_time()?;
     Ok((expires > now).then_some(holder.owner))
 }
 

@@ -48,6 +48,14 @@ pub struct FileLock {
 }
 
 impl StoreLock {
+    /// Returns whether a killed run may have left uploads that no listing shows.
+    pub(super) fn follows_a_kill(&self) -> bool {
+        match self {
+            StoreLock::File(_) => false,
+            StoreLock::Lease(lease) => lease.follows_a_kill(),
+        }
+    }
+
     /// Fails with `KG_STORE_LOCKED` if another process took the lock meanwhile.
     pub(super) fn assert_held(&self) -> Result<()> {
         match self {

@@ -25,6 +25,7 @@ mod names;
 mod pins;
 pub mod retention;
 mod sidecar;
+mod sidecar_cache;
 mod sweep;
 mod tombstone;
 mod usable;

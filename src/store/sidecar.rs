@@ -29,7 +29,7 @@ use crate::{
 /// How messages name a manifest that cannot be parsed.
 const BESIDE: &str = "the manifest next to the archive";
 /// The most sidecars that are remembered, of all stores. One takes about a kilobyte.
-const MAX_REMEMBERED: usize = 20_000;
+pub(super) const MAX_REMEMBERED: usize = 20_000;
 
 /// How many threads read the sidecars of an object store at the same time.
 const READERS: usize = 16;
@@ -103,13 +103,21 @@ pub(super) fn sidecar(archive: &Archive) -> Result<Sidecar> {
     Ok(Sidecar::Manifest(Box::new(manifest)))
 }
 
-fn remembered(path: &Path, found: &FileState) -> Option<Manifest> {
+/// Remembers the text of a sidecar that this process wrote into an object store.
+pub(super) fn remember_written(archive: &Archive, json: &[u8]) {
+    let beside = archive.beside(MANIFEST_SUFFIX);
+    if let (Some(state), Ok(manifest)) = (beside.state(), Manifest::parse(json, BESIDE)) {
+        remember(beside.path(), state, &manifest);
+    }
+}
+
+pub(super) fn remembered(path: &Path, found: &FileState) -> Option<Manifest> {
     let remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
     let (then, manifest) = remembered.get(path)?;
     (then == found).then(|| manifest.clone())
 }
 
-fn remember(path: PathBuf, found: FileState, manifest: &Manifest) {
+pub(super) fn remember(path: PathBuf, found: FileState, manifest: &Manifest) {
     let mut remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
     if remembered.len() >= MAX_REMEMBERED {
         remembered.clear();

@@ -30,10 +30,10 @@ use crate::{
 impl Store {
     /// Finishes or removes what killed runs left, and writes the sidecars of complete archives that
     /// have none.
-    pub fn clean_up(&self, _lock: &StoreLock, context: &OperationContext) -> Result<Vec<Warning>> {
+    pub fn clean_up(&self, lock: &StoreLock, context: &OperationContext) -> Result<Vec<Warning>> {
         let mut warnings = match &self.place {
             Place::Directory(dir) => self.sweep_directory(dir)?,
-            Place::Objects(objects) => self.sweep_objects(objects)?,
+            Place::Objects(objects) => self.sweep_objects(objects, lock)?,
         };
         // While an encrypted archive is written, the copies of databases are in the temporary
         // directory.
@@ -78,13 +78,16 @@ impl Store {
     }
 
     /// Removes the objects, and the parts of objects, that killed runs left.
-    fn sweep_objects(&self, objects: &ObjectPlace) -> Result<Vec<Warning>> {
+    fn sweep_objects(&self, objects: &ObjectPlace, lock: &StoreLock) -> Result<Vec<Warning>> {
         let mut warnings: Vec<Warning> = tombstone::finish_removals(objects)?
             .into_iter()
             .map(stays)
             .collect();
         for name in objects.names()? {
             warnings.extend(self.sweep_sidecar(&name));
+        }
+        if !lock.follows_a_kill() {
+            return Ok(warnings);
         }
         let unfinished = match objects.client().unfinished_uploads() {
             // The service removes them by its own rules.
@@ -100,7 +103,7 @@ impl Store {
             Ok(unfinished) => unfinished,
         };
         // A process that lost the lock may not have noticed it yet.
-        let now = objects.client().server_time()?;
+        let now = objects.server_time()?;
         let newest = now.saturating_sub(LEASE).unwrap_or(Timestamp::MIN);
         let is_left = |name: &str| names::id_of_archive(name).is_some();
         for upload in unfinished

@@ -11,8 +11,8 @@ use super::{
     catalog::{Listing, assert_none_unread_after},
     draft::Draft,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX, PIN_SUFFIX},
-    sidecar::manifest_path,
-    tombstone, usable,
+    sidecar::{self, manifest_path},
+    sidecar_cache, tombstone, usable,
 };
 use crate::{
     archive::{
@@ -153,17 +153,13 @@ impl Store {
     }
 
     /// Writes the sidecar of a new archive. `KG_STORE_CHANGED` if an object store has one already.
-    pub(super) fn create_beside(
-        &self,
-        archive: &Archive,
-        suffix: &str,
-        bytes: &[u8],
-    ) -> Result<()> {
+    fn create_sidecar(&self, archive: &Archive, bytes: &[u8]) -> Result<()> {
         let Place::Objects(objects) = &self.place else {
-            return self.write_beside(archive, suffix, bytes);
+            return self.write_beside(archive, MANIFEST_SUFFIX, bytes);
         };
-        let file = archive.beside(suffix);
+        let file = archive.beside(MANIFEST_SUFFIX);
         if objects.create(file.name(), bytes.to_vec())? {
+            sidecar::remember_written(archive, bytes);
             return Ok(());
         }
         Err(Error::new(
@@ -171,6 +167,11 @@ impl Store {
             format!("{file} was written by another process at the same time"),
             "Run it again; the next backup gets another name",
         ))
+    }
+
+    /// Keeps the sidecars of an object store in the project, for the next run.
+    pub fn keep_sidecars(&self) {
+        sidecar_cache::keep(self);
     }
 
     /// Removes a file of the store, which need not exist.
@@ -335,14 +336,13 @@ impl NewBackup<'_> {
             encrypted: self.encrypted,
             ..beside(manifest, written.record(archive.name().to_string()))
         };
-        self.lock.assert_held()?;
         let published = self.draft.publish(archive).and_then(|version| {
             let manifest = of_object(manifest, version);
             let outside = self.encrypted.then(|| manifest.public_sidecar());
             let json = outside.as_ref().unwrap_or(&manifest).to_json();
             self.lock.assert_held()?;
             store.assert_base(&manifest)?;
-            store.create_beside(archive, MANIFEST_SUFFIX, &json)?;
+            store.create_sidecar(archive, &json)?;
             Ok(manifest)
         });
         let manifest = match published {

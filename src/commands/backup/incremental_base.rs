@@ -285,8 +285,8 @@ fn is_unchanged(
             return Ok(hex(&facts.sha256) == record.sha256);
         }
     };
-    let found = objects.client().find(archive.name());
-    let found = found.map_err(io::Error::other)?;
+    // The lock keeps the listing true.
+    let found = objects.find(archive.name()).map_err(io::Error::other)?;
     Ok(
         found
             .is_some_and(|found| found.size_bytes == record.size && found.version.is_same(version)),

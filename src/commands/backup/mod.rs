@@ -64,7 +64,10 @@ pub fn create_backup(
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
     store.assert_outside(&project)?;
-    store.check_encryption_policy(page_cache::is_of_encrypted(&project))?;
+    let check_policy = || store.check_encryption_policy(page_cache::is_of_encrypted(&project));
+    if store.directory().is_some() {
+        check_policy()?;
+    }
     let mut warnings = Worker::recover_interrupted(
         worker_mode,
         project.root(),
@@ -73,6 +76,10 @@ pub fn create_backup(
         context,
     )?;
     let lock = store.lock(options.lock_timeout, context)?;
+    // Only the holder of the lock knows what is in an object store.
+    if store.directory().is_none() {
+        check_policy()?;
+    }
     warnings.extend(store.clean_up(&lock, context)?);
     let own = own_backups(store, &project)?;
     let emptied = known_stores::emptied(&project, store, &own);

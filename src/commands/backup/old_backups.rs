@@ -51,6 +51,7 @@ pub(super) fn look_after(
     }
     old.warnings
         .extend(known_stores::remember(project, store, count));
+    store.keep_sidecars();
     old
 }
 
