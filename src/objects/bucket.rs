@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, future::Future, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use object_store::{
     Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, TagSet,
@@ -425,16 +425,16 @@ impl Inner {
         tags
     }
 
-    /// Returns the header by which the completion of an upload never replaces an object. Azure signs
-    /// all headers before they could be added, so that it has none.
-    pub fn completion_condition(&self) -> Option<(HeaderName, &'static str)> {
+    /// Returns the header by which the completion of an upload never replaces an object.
+    pub fn completion_condition(&self) -> (HeaderName, HeaderValue) {
         match self.location.service() {
-            Service::S3 => Some((http::header::IF_NONE_MATCH, "*")),
+            Service::S3 | Service::Azure => {
+                (http::header::IF_NONE_MATCH, HeaderValue::from_static("*"))
+            }
             Service::GoogleCloud => {
                 let name = HeaderName::from_static("x-goog-if-generation-match");
-                Some((name, "0"))
+                (name, HeaderValue::from_static("0"))
             }
-            Service::Azure => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use object_store::{
     ObjectStore, RetryConfig,
     aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder,
+    azure::{AzureConfigKey, MicrosoftAzureBuilder},
     client::{ClientOptions, HttpClient, HttpConnector},
     gcp::GoogleCloudStorageBuilder,
 };
@@ -16,7 +16,7 @@ use super::{
     credentials::Credentials,
     location::{Location, Service},
     options::StorageOptions,
-    signing::{self, Signer},
+    signing::{self, AzureSigner, Signer, Signing},
     transport::Transport,
 };
 use crate::error::{Code, Error, Result};
@@ -73,7 +73,7 @@ fn s3(
     let bucket_url = s3_bucket_url(location, options)?;
     let credentials = Credentials::new(options, &client);
     let signer = Arc::new(Signer::new(options, credentials));
-    let transport = transport(client, Some(signer), options);
+    let transport = transport(client, Signing::S3(signer), options);
     let store = AmazonS3Builder::new()
         .with_bucket_name(location.bucket())
         .with_region(signing::region(options))
@@ -101,7 +101,7 @@ fn google_cloud(
     client: reqwest::Client,
 ) -> Result<Connection> {
     refuse(options, "Google Cloud Storage", &COMMON_KEYS)?;
-    let transport = transport(client, None, options);
+    let transport = transport(client, Signing::Token, options);
     let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(location.bucket())
         .with_retry(no_retries())
@@ -124,7 +124,8 @@ fn azure(
 ) -> Result<Connection> {
     let known = [&COMMON_KEYS[..], &["account", "accessKey", "tags"]].concat();
     refuse(options, "Azure", &known)?;
-    let transport = transport(client, None, options);
+    let signer = Arc::new(AzureSigner::default());
+    let transport = transport(client, Signing::Azure(Arc::clone(&signer)), options);
     let mut builder = MicrosoftAzureBuilder::from_env()
         .with_container_name(location.bucket())
         .with_allow_http(options.allows_http())
@@ -139,7 +140,14 @@ fn azure(
     if let Some(endpoint) = &options.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_string());
     }
+    let account = builder.get_config_value(&AzureConfigKey::AccountName);
     let store = builder.build().map_err(|error| unusable(location, error))?;
+    if let Some(account) = account {
+        // It was not set before.
+        let _ = signer
+            .account
+            .set((account, Arc::clone(store.credentials())));
+    }
     Ok(Connection {
         store: Arc::new(store),
         transport,
@@ -280,13 +288,9 @@ fn own_authorities(options: &StorageOptions) -> Result<Vec<reqwest::Certificate>
     Ok(certificates)
 }
 
-fn transport(
-    client: reqwest::Client,
-    signer: Option<Arc<Signer>>,
-    options: &StorageOptions,
-) -> Transport {
+fn transport(client: reqwest::Client, signing: Signing, options: &StorageOptions) -> Transport {
     let limit = options.bandwidth_bytes_per_second;
-    Transport::new(client, signer, options.timeout(), limit)
+    Transport::new(client, signing, options.timeout(), limit)
 }
 
 /// The transport repeats requests itself.

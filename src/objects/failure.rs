@@ -56,6 +56,8 @@ pub enum Failure {
     NoCredentials(String),
     /// The answer is larger than the caller accepts.
     TooLarge(u64),
+    /// A listed object has a name that `object_store` does not take, such as `a//b`.
+    ForeignName(String),
     /// Something that a service should never answer.
     Unexpected(String),
 }
@@ -119,8 +121,22 @@ impl Refusal {
 }
 
 impl Failure {
+    /// Classifies what `object_store` found in an answer that arrived. One answer of Azure may hold
+    /// those of several requests.
     pub fn unexpected(error: &object_store::Error) -> Failure {
-        Failure::Unexpected(innermost(error))
+        use object_store::Error::*;
+        let status = match error {
+            InvalidPath { .. } => return Failure::ForeignName(innermost(error)),
+            NotFound { .. } => StatusCode::NOT_FOUND,
+            PermissionDenied { .. } => StatusCode::FORBIDDEN,
+            Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
+            Precondition { .. } | AlreadyExists { .. } => StatusCode::PRECONDITION_FAILED,
+            _ => return Failure::Unexpected(innermost(error)),
+        };
+        Failure::Refused(Refusal {
+            status,
+            ..Refusal::default()
+        })
     }
 
     /// Classifies an error of the connection.
@@ -219,6 +235,12 @@ impl Failure {
                 Code::NotABackup,
                 format!("it has {size_bytes} bytes, which is more than such an object can have"),
                 "Find out what wrote it, and delete it or use another prefix".to_string(),
+            ),
+            Failure::ForeignName(reason) => (
+                Code::BackupDirInvalid,
+                format!("another program left an object there with an unusual name ({reason})"),
+                "Delete or rename it with the tools of the service, or use another prefix"
+                    .to_string(),
             ),
             Failure::Unexpected(reason) => (
                 Code::StoreUnreachable,

@@ -39,7 +39,8 @@ fn handle() -> Result<Handle> {
 
 /// Work that has begun. It ends when this is dropped.
 pub struct Task<T> {
-    result: Receiver<T>,
+    /// Only the one who waits uses it. The mutex lets other threads hold a reference to the task.
+    result: Mutex<Receiver<T>>,
     work: AbortHandle,
 }
 
@@ -51,16 +52,17 @@ impl<T: Send + 'static> Task<T> {
             let _ = sender.send(work.await);
         });
         Ok(Task {
-            result,
+            result: Mutex::new(result),
             work: work.abort_handle(),
         })
     }
 
     /// Waits for the result. `KG_ABORTED` soon after the operation is cancelled.
-    pub fn wait(self, cancel: &CancelToken) -> Result<T> {
+    pub fn wait(mut self, cancel: &CancelToken) -> Result<T> {
+        let result = self.receiver();
         loop {
             cancel.check()?;
-            match self.result.recv_timeout(POLL_INTERVAL) {
+            match result.recv_timeout(POLL_INTERVAL) {
                 Ok(result) => return Ok(result),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
@@ -71,8 +73,14 @@ impl<T: Send + 'static> Task<T> {
     }
 
     /// Waits for the result, but no longer than that.
-    pub fn wait_at_most(self, limit: Duration) -> Option<T> {
-        self.result.recv_timeout(limit).ok()
+    pub fn wait_at_most(mut self, limit: Duration) -> Option<T> {
+        self.receiver().recv_timeout(limit).ok()
+    }
+
+    fn receiver(&mut self) -> &mut Receiver<T> {
+        self.result
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,20 +1,54 @@
-//! Signatures of S3, made anew for each attempt: they hold the time, and the credentials may have
-//! changed.
+//! Signatures, made anew for each attempt: they hold the time, and the credentials may have changed.
 
 use std::{
     env,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use http::Uri;
+use http::{Uri, header::AUTHORIZATION};
 use object_store::{
     aws::{AwsAuthorizer, AwsCredential},
+    azure::{AzureAuthorizer, AzureCredentialProvider},
     client::HttpRequest,
 };
 
 use super::{credentials::Credentials, failure::Failure, options::StorageOptions};
 
 const DEFAULT_REGION: &str = "us-east-1";
+
+/// How the requests of a service are signed.
+#[derive(Debug, Clone)]
+pub enum Signing {
+    /// Here, with headers that `object_store` does not know.
+    S3(Arc<Signer>),
+    /// By `object_store`, and again here if it used the key of an account.
+    Azure(Arc<AzureSigner>),
+    /// By `object_store`, with a token that covers no header.
+    Token,
+}
+
+/// Signs requests of Azure again after headers were added to them.
+#[derive(Debug, Default)]
+pub struct AzureSigner {
+    /// The account, and its credentials. Set once the client exists, which needs this signer.
+    pub account: OnceLock<(String, AzureCredentialProvider)>,
+}
+
+impl AzureSigner {
+    pub async fn sign(&self, request: &mut HttpRequest) -> Result<(), Failure> {
+        let signature = request.headers().get(AUTHORIZATION);
+        let is_of_key = signature.is_some_and(|value| value.as_bytes().starts_with(b"SharedKey"));
+        let Some((account, credentials)) = self.account.get().filter(|_| is_of_key) else {
+            return Ok(());
+        };
+        let failed = |error| Failure::unexpected(&error);
+        let credential = credentials.get_credential().await.map_err(failed)?;
+        request.headers_mut().remove(AUTHORIZATION);
+        AzureAuthorizer::new(&credential, account)
+            .try_authorize(request)
+            .map_err(failed)
+    }
+}
 
 #[derive(Debug)]
 pub struct Signer {

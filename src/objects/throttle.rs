@@ -15,6 +15,11 @@ use tokio::time::Sleep;
 /// Small enough that a slow connection makes progress within the shortest timeout.
 const PIECE_BYTES: usize = 16 << 10;
 
+/// What the system may hold back of a body after it took all of it, and how slowly that may pass.
+/// Nothing reports this progress.
+const MOST_BUFFERED_BYTES: u64 = 4 << 20;
+const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
+
 /// The most bytes a second in one direction. All requests of a bucket share it.
 #[derive(Debug)]
 pub struct Throttle {
@@ -67,6 +72,7 @@ impl Activity {
 /// The body of a request, in pieces.
 pub struct Outgoing {
     data: Bytes,
+    size_bytes: u64,
     activity: Arc<Activity>,
     throttle: Option<Arc<Throttle>>,
     wait: Option<Pin<Box<Sleep>>>,
@@ -75,6 +81,7 @@ pub struct Outgoing {
 impl Outgoing {
     pub fn new(data: Bytes, activity: Arc<Activity>, throttle: Option<Arc<Throttle>>) -> Self {
         Outgoing {
+            size_bytes: data.len() as u64,
             data,
             activity,
             throttle,
@@ -106,8 +113,14 @@ impl Body for Outgoing {
             ready!(wait.as_mut().poll(context));
             self.wait = None;
         }
-        self.activity.note();
-        Poll::Ready(Some(Ok(Frame::data(self.data.split_to(size)))))
+        let piece = self.data.split_to(size);
+        let held_back = match self.data.is_empty() {
+            true => self.size_bytes.min(MOST_BUFFERED_BYTES),
+            false => 0,
+        };
+        let grace = Duration::from_secs(held_back / SLOWEST_BYTES_PER_SECOND);
+        self.activity.note_at(Instant::now() + grace);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -34,7 +34,7 @@ use super::{
     call::Call,
     failure::{self, Failure, Refusal},
     retry,
-    signing::Signer,
+    signing::Signing,
     throttle::{Activity, Outgoing, Throttle},
 };
 
@@ -46,8 +46,7 @@ pub struct Transport(Arc<Inner>);
 
 struct Inner {
     client: reqwest::Client,
-    /// Signs requests of S3. The other services sign in `object_store`.
-    signer: Option<Arc<Signer>>,
+    signing: Signing,
     timeout: Duration,
     upload: Option<Arc<Throttle>>,
     download: Option<Arc<Throttle>>,
@@ -79,14 +78,14 @@ struct Tried {
 impl Transport {
     pub fn new(
         client: reqwest::Client,
-        signer: Option<Arc<Signer>>,
+        signing: Signing,
         timeout: Duration,
         bytes_per_second: Option<u64>,
     ) -> Transport {
         let throttle = || bytes_per_second.map(|limit| Arc::new(Throttle::new(limit)));
         Transport(Arc::new(Inner {
             client,
-            signer,
+            signing,
             timeout,
             upload: throttle(),
             download: throttle(),
@@ -116,14 +115,14 @@ impl Transport {
     async fn prepare(&self, request: HttpRequest, call: &Call) -> Result<Prepared, HttpError> {
         let (mut parts, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
-        let digest = match self.0.signer {
-            Some(_) => Sha256::digest(&body).to_vec(),
-            None => Vec::new(),
+        let digest = match self.0.signing {
+            Signing::S3(_) => Sha256::digest(&body).to_vec(),
+            Signing::Azure(_) | Signing::Token => Vec::new(),
         };
         for (name, value) in &call.headers {
             parts.headers.insert(name.clone(), value.clone());
         }
-        if self.0.signer.is_some() && parts.method == Method::PUT {
+        if parts.method == Method::PUT {
             // Every service checks it, and a bucket with object lock refuses bodies without.
             let sum = BASE64_STANDARD.encode(Md5::digest(&body));
             if let Ok(sum) = HeaderValue::from_str(&sum) {
@@ -186,7 +185,7 @@ impl Transport {
             refused.store(true, Ordering::Relaxed);
             return true;
         }
-        let Some(signer) = &self.0.signer else {
+        let Signing::S3(signer) = &self.0.signing else {
             return false;
         };
         if refusal.is_expired() && !tried.renewal {
@@ -209,19 +208,14 @@ impl Transport {
     }
 
     async fn attempt(&self, prepared: &Prepared, call: &Call) -> Result<Answer, Failure> {
-        let mut parts = prepared.parts.clone();
-        if let Some(signer) = &self.0.signer {
-            let mut request = HttpRequest::from_parts(parts, HttpRequestBody::empty());
-            signer.sign(&mut request, &prepared.digest).await?;
-            parts = request.into_parts().0;
-        }
+        let parts = self.signed(prepared).await?;
         let activity = Activity::new();
         let exchange = self.exchange(parts, prepared.body.clone(), call, &activity);
         let answer = until_stalled(exchange, &activity, self.0.timeout).await?;
         let (status, headers) = (answer.parts.status, &answer.parts.headers);
-        let status = match prepared.parts.method {
-            Method::POST => late_status(status, &answer.body),
-            _ => status,
+        let status = match is_completion(&prepared.parts) {
+            true => late_status(status, &answer.body),
+            false => status,
         };
         match status.is_success() {
             true => Ok(answer),
@@ -231,6 +225,18 @@ impl Transport {
                 &answer.body,
             ))),
         }
+    }
+
+    async fn signed(&self, prepared: &Prepared) -> Result<Parts, Failure> {
+        let parts = prepared.parts.clone();
+        // Signatures cover the length or the digest of a body, but not the body itself.
+        let mut request = HttpRequest::from_parts(parts, HttpRequestBody::empty());
+        match &self.0.signing {
+            Signing::S3(signer) => signer.sign(&mut request, &prepared.digest).await?,
+            Signing::Azure(signer) => signer.sign(&mut request).await?,
+            Signing::Token => {}
+        }
+        Ok(request.into_parts().0)
     }
 
     async fn exchange(
@@ -330,6 +336,12 @@ impl Transport {
     }
 }
 
+/// Returns whether the request completes an upload of parts.
+fn is_completion(parts: &Parts) -> bool {
+    let query = parts.uri.query().unwrap_or_default();
+    parts.method == Method::POST && query.contains("uploadId=")
+}
+
 /// Returns the status that counts. The completion of an upload takes long, so that a service may
 /// send a success first and an error after it.
 fn late_status(status: StatusCode, body: &[u8]) -> StatusCode {
@@ -344,7 +356,7 @@ fn late_status(status: StatusCode, body: &[u8]) -> StatusCode {
 
 /// Removes the condition from the completion of an upload, if the request is that.
 fn drop_condition(parts: &mut Parts) -> bool {
-    parts.method == Method::POST && parts.headers.remove(IF_NONE_MATCH).is_some()
+    is_completion(parts) && parts.headers.remove(IF_NONE_MATCH).is_some()
 }
 
 /// Waits for an exchange, unless no byte passes for so long.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use object_store::{
     Attribute, Attributes, MultipartUpload, PutMode, PutMultipartOptions, PutPayload, path::Path,
 };
@@ -147,12 +147,9 @@ impl Upload {
 
     /// Returns the version, unless only a look at the object can tell whether it was completed.
     fn complete(&self, parts: Parts) -> Result<Option<Version>> {
-        let condition = self.bucket.0.completion_condition();
+        let (name, value) = self.bucket.0.completion_condition();
         let completed = self.run(|_| async move {
-            let mut call = Call::default();
-            if let Some((name, value)) = condition {
-                call = call.with_header(name, HeaderValue::from_static(value));
-            }
+            let call = Call::default().with_header(name, value);
             let mut parts = parts.lock().await;
             call.make(parts.complete()).await
         })?;

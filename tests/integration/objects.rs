@@ -50,6 +50,12 @@ pub fn read_all(bucket: &Bucket, name: &str) -> Vec<u8> {
     bytes
 }
 
+fn assert_removed(results: Vec<(String, kg_backup::Result<()>)>) {
+    for (name, removed) in results {
+        assert!(removed.is_ok(), "{name}: {removed:?}");
+    }
+}
+
 #[test]
 fn objects_of_every_size_come_back() {
     let bucket = ObjectServer::get().bucket("sizes");
@@ -104,6 +110,24 @@ fn any_part_of_an_object_can_be_read() {
     // Reading elsewhere did not move the position.
     reader.read_to_end(&mut begun).unwrap();
     assert!(begun == bytes);
+}
+
+#[test]
+fn several_threads_can_read_one_object() {
+    let bucket = ObjectServer::get().bucket("threads");
+    let bytes = pattern(PART + 1_000, 3);
+    upload(&bucket, "object", &bytes);
+    let reader = bucket.reader("object").unwrap().unwrap();
+    thread::scope(|scope| {
+        for offset in [0, 500, PART - 100, PART + 900] {
+            let (reader, bytes) = (&reader, &bytes);
+            scope.spawn(move || {
+                let mut part = [0; 100];
+                reader.read_exact_at(&mut part, offset as u64).unwrap();
+                assert_eq!(part, bytes[offset..offset + 100]);
+            });
+        }
+    });
 }
 
 #[test]
@@ -211,12 +235,7 @@ fn a_list_has_all_pages_and_only_this_level() {
     let listed = bucket.list().unwrap().into_iter().map(|object| object.name);
     assert_eq!(listed.collect::<BTreeSet<_>>(), names);
     let names: Vec<_> = names.into_iter().collect();
-    assert!(
-        bucket
-            .remove(&names)
-            .iter()
-            .all(|(_, removed)| removed.is_ok())
-    );
+    assert_removed(bucket.remove(&names));
     assert_eq!(bucket.list().unwrap(), []);
 }
 
@@ -474,6 +493,73 @@ fn a_bad_certificate_file_is_refused_at_once() {
         "{}",
         error.message
     );
+}
+
+/// Checks what every service has to do, in an empty store.
+fn assert_conforms(bucket: &Bucket) {
+    for size in [0, 1, PART, 2 * PART + 5] {
+        let name = format!("size-{size}");
+        let bytes = pattern(size, size as u64);
+        upload(bucket, &name, &bytes);
+        assert!(read_all(bucket, &name) == bytes, "{size} bytes differ");
+    }
+    let mut late = bucket.upload("late", 0, CancelToken::default()).unwrap();
+    late.write_all(&pattern(PART + 1, 1)).unwrap();
+    let Created::New(first) = bucket.create("late", b"1".to_vec()).unwrap() else {
+        panic!("the name is taken");
+    };
+    assert_eq!(late.finish().unwrap_err().code, Code::StoreChanged);
+    assert_eq!(
+        bucket.create("late", b"2".to_vec()).unwrap(),
+        Created::Exists
+    );
+    assert!(matches!(
+        bucket.replace("late", b"3".to_vec(), &first).unwrap(),
+        Replaced::Done(_)
+    ));
+    assert_eq!(
+        bucket.replace("late", b"4".to_vec(), &first).unwrap(),
+        Replaced::Changed
+    );
+    let (bytes, late) = bucket.read("late", 1).unwrap().unwrap();
+    assert_eq!(bytes, b"3");
+    let all = Conditions {
+        create: true,
+        replace: true,
+    };
+    assert_eq!(bucket.probe().unwrap(), all);
+    let listed = bucket.list().unwrap();
+    assert_eq!(listed.len(), 5);
+    let of_list = listed.iter().find(|object| object.name == "late").unwrap();
+    assert!(of_list.version.is_same(&late.version));
+    assert!(bucket.server_time().is_ok());
+    let names: Vec<_> = listed.into_iter().map(|object| object.name).collect();
+    assert_removed(bucket.remove(&names));
+    assert_removed(bucket.remove(&names));
+    assert_eq!(bucket.list().unwrap(), []);
+}
+
+#[test]
+fn s3_conforms() {
+    assert_conforms(&ObjectServer::get().bucket("conforms"));
+}
+
+/// Azurite is a package of npm. Start `azurite-blob`, create the container `kg-tests`, and set
+/// `KG_TEST_AZURITE` to its address, such as `127.0.0.1:10000`.
+#[test]
+#[ignore = "needs Azurite"]
+fn azure_conforms() {
+    let address = std::env::var("KG_TEST_AZURITE").unwrap();
+    let options = serde_json::json!({
+        "endpoint": format!("http://{address}/devstoreaccount1"),
+        "allowHttp": true,
+        "account": "devstoreaccount1",
+        "accessKey": "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
+        "tags": { "team": "kg" },
+    });
+    let location = Location::parse("az://kg-tests/conforms").unwrap();
+    let options = StorageOptions::from_json(&options).unwrap();
+    assert_conforms(&Bucket::open(&location, &options).unwrap());
 }
 
 #[test]

@@ -324,6 +324,17 @@ fn errors_of_the_service_are_translated() {
 }
 
 #[test]
+fn an_unusual_name_of_another_program_is_reported() {
+    let (proxy, bucket) = store("unusual");
+    let list = "<ListBucketResult><Contents><Key>unusual//x</Key><Size>1</Size>\
+                <LastModified>2026-01-01T00:00:00Z</LastModified></Contents></ListBucketResult>";
+    proxy.fail("GET", Fault::refusal("200 OK", "", list));
+    let error = bucket.list().unwrap_err();
+    assert_eq!(error.code, Code::BackupDirInvalid, "{error}");
+    assert!(error.message.contains("unusual//x"), "{error}");
+}
+
+#[test]
 fn a_deletion_that_fails_is_reported_for_its_object() {
     let (proxy, bucket) = store("delete");
     let names: Vec<_> = (0..20).map(|number| format!("object-{number}")).collect();
