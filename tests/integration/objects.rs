@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     io::{Read, Write},
     net::TcpListener,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use kg_backup::internals::{
     util::operation::CancelToken,
 };
 
-use crate::support::object_server::{ObjectServer, SECRET};
+use crate::support::object_server::{KEY, ObjectServer, SECRET};
 
 const PART: usize = 8 << 20;
 
@@ -425,6 +426,64 @@ fn an_unreachable_server_is_reported_as_such() {
     let bucket = Bucket::open(&server.location("port"), &unknown).unwrap();
     let error = bucket.list().unwrap_err();
     assert_eq!(error.code, Code::StoreUnreachable);
+}
+
+/// Runs the test below in a process of its own, because the environment belongs to a process.
+fn assert_chain_works(environment: &[(&str, &str)]) {
+    let server = ObjectServer::get();
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args([
+        "--ignored",
+        "--exact",
+        "objects::the_chain_finds_credentials",
+    ]);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
+        child.env_remove(name);
+    }
+    child.env("AWS_ENDPOINT_URL_S3", format!("http://{}", server.address));
+    child.env("AWS_CONFIG_FILE", "/nonexistent");
+    child.env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent");
+    child.envs(environment.iter().copied());
+    let output = child.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("1 passed"), "{environment:?}: {text}");
+}
+
+#[test]
+#[ignore = "needs the environment that other tests give it"]
+fn the_chain_finds_credentials() {
+    let location = Location::parse("s3://kg-tests/chain").unwrap();
+    let options = StorageOptions {
+        allow_http: Some(true),
+        ..StorageOptions::default()
+    };
+    let bucket = Bucket::open(&location, &options).unwrap();
+    assert_eq!(bucket.list().unwrap(), []);
+}
+
+#[test]
+fn credentials_come_from_the_places_of_aws_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let keys = format!("aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n");
+    let credentials = file("credentials", format!("[team]\n{keys}"));
+    let answer = format!(
+        "{{\"Version\": 1, \"AccessKeyId\": \"{KEY}\", \"SecretAccessKey\": \"{SECRET}\"}}"
+    );
+    let answer = file("answer", answer);
+    let config = format!("[default]\ncredential_process = cat {answer}\n");
+    let config = file("config", config);
+    assert_chain_works(&[
+        ("AWS_ACCESS_KEY_ID", KEY),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+    ]);
+    let profile = ("AWS_PROFILE", "team");
+    assert_chain_works(&[("AWS_SHARED_CREDENTIALS_FILE", &credentials), profile]);
+    assert_chain_works(&[("AWS_CONFIG_FILE", &config)]);
 }
 
 #[test]
