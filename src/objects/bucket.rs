@@ -356,9 +356,10 @@ impl Inner {
                 }
                 _ if !is_refused => return Err(failure),
                 Some(_) => return Ok(None),
+                None if mode != PutMode::Create => return Ok(None),
                 // It was there and is gone: the name is free again.
-                None if mode == PutMode::Create && attempt < CREATE_ATTEMPTS => attempt += 1,
-                None => return Ok(None),
+                None if attempt < CREATE_ATTEMPTS => attempt += 1,
+                None => return Err(failure),
             }
         }
     }

@@ -60,6 +60,19 @@ fn a_creation_whose_answer_is_lost_is_recognised() {
 }
 
 #[test]
+fn a_conflict_without_an_object_is_no_object() {
+    let (proxy, bucket) = store("conflict");
+    proxy.fail("PUT", refusal("409 Conflict", "BucketBusy", ""));
+    let created = bucket.create("lock", b"mine".to_vec()).unwrap();
+    assert!(matches!(created, Created::New(_)), "{created:?}");
+    for _ in 0..3 {
+        proxy.fail("PUT", refusal("409 Conflict", "BucketBusy", ""));
+    }
+    let error = bucket.create("other", b"mine".to_vec()).unwrap_err();
+    assert_eq!(error.code, Code::StoreChanged, "{error}");
+}
+
+#[test]
 fn a_replacement_whose_answer_is_lost_is_recognised() {
     let (proxy, bucket) = store("lost-replace");
     let Created::New(version) = bucket.create("lease", b"1".to_vec()).unwrap() else {
