@@ -137,9 +137,13 @@ impl Bucket {
     /// Opens an object for reading. The object must not change until then.
     pub fn reader(&self, name: &str) -> Result<Option<ObjectReader>> {
         let object = self.find(name)?;
-        object
-            .map(|object| ObjectReader::new(self.clone(), object))
-            .transpose()
+        object.map(|object| self.reader_of(object)).transpose()
+    }
+
+    /// Opens an object that is known from a list. An error of the first read tells if it has changed
+    /// since.
+    pub fn reader_of(&self, object: Object) -> Result<ObjectReader> {
+        ObjectReader::new(self.clone(), object)
     }
 
     /// Creates an object, unless one of that name exists.

@@ -78,7 +78,7 @@ impl Upload {
         }
         let mut headers = bucket.0.encryption.clone();
         headers.extend(connect::lock_headers(options)?);
-        let upload = Upload {
+        Ok(Upload {
             name: name.to_string(),
             path,
             nonce,
@@ -93,12 +93,7 @@ impl Upload {
             size_bytes: 0,
             error: None,
             bucket,
-        };
-        // Tells before gigabytes were sent what would fail at the end.
-        match upload.head()? {
-            Some(_) => Err(upload.taken()),
-            None => Ok(upload),
-        }
+        })
     }
 
     /// Completes the object. Returns it as the store sees it, after a comparison with what was
@@ -243,6 +238,10 @@ impl Upload {
             attributes: self.attributes.clone(),
             ..PutMultipartOptions::default()
         };
+        // Tells before gigabytes are sent what would fail at the end.
+        if self.head()?.is_some() {
+            return Err(self.taken());
+        }
         let begun = self.run(|bucket| async move {
             call.make(bucket.store.put_multipart_opts(&path, options))
                 .await

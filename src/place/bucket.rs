@@ -53,9 +53,8 @@ impl Client for Bucket {
         Bucket::read(self, name, most_bytes)
     }
 
-    fn open(&self, name: &str) -> Result<Option<Box<dyn Bytes>>> {
-        let reader = Bucket::reader(self, name)?;
-        Ok(reader.map(|reader| Box::new(reader) as Box<dyn Bytes>))
+    fn open(&self, object: Object) -> Result<Box<dyn Bytes>> {
+        Ok(Box::new(Bucket::reader_of(self, object)?))
     }
 
     fn create(&self, name: &str, bytes: Vec<u8>) -> Result<Created> {

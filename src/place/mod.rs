@@ -114,11 +114,9 @@ impl Archive {
         match &self.place {
             Place::Directory(_) => Ok(Box::new(regular_file::open_linked(&self.path())?)),
             Place::Objects(objects) => {
-                let opened = objects
-                    .client()
-                    .open(&self.name)
-                    .map_err(io::Error::other)?;
-                opened.ok_or_else(|| io::ErrorKind::NotFound.into())
+                let found = objects.find(&self.name).map_err(io::Error::other)?;
+                let object = found.ok_or(io::ErrorKind::NotFound)?;
+                objects.client().open(object).map_err(io::Error::other)
             }
         }
     }

@@ -31,7 +31,8 @@ pub trait Client: Send + Sync {
     fn find(&self, name: &str) -> Result<Option<Object>>;
     /// Returns a small object. Fails if it is larger than `most_bytes`.
     fn read(&self, name: &str, most_bytes: u64) -> Result<Option<(Vec<u8>, Object)>>;
-    fn open(&self, name: &str) -> Result<Option<Box<dyn Bytes>>>;
+    /// Opens an object of a listing.
+    fn open(&self, object: Object) -> Result<Box<dyn Bytes>>;
     /// Writes an object that must not exist yet.
     fn create(&self, name: &str, bytes: Vec<u8>) -> Result<Created>;
     /// Writes an object if it is still in the known state.

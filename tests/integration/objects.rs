@@ -308,8 +308,11 @@ fn an_upload_replaces_nothing() {
             error.message
         );
         assert_eq!(read_all(&bucket, &name), b"of another process");
-        let begun = bucket.upload(&name, 0, CancelToken::default());
-        assert_eq!(begun.err().unwrap().code, Code::StoreChanged);
+        // The first part tells before the others are sent.
+        let mut late = bucket.upload(&name, 0, CancelToken::default()).unwrap();
+        let written = late.write_all(&pattern(size, 5));
+        assert_eq!(written.is_err(), size > PART);
+        assert_eq!(late.finish().unwrap_err().code, Code::StoreChanged);
     }
     assert_eq!(bucket.unfinished_uploads().unwrap(), []);
 }

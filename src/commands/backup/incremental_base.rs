@@ -84,9 +84,8 @@ fn open(
     context: &OperationContext,
 ) -> Result<IncrementalBase> {
     let unusable = |what: &str| unusable(&backup, what);
-    let json =
-        manifest_beside(&backup.archive)?.ok_or_else(|| unusable("its manifest is missing"))?;
-    let mut manifest = Manifest::parse(&json, &backup.id)?;
+    let missing = || unusable("its manifest is missing");
+    let mut manifest = described_beside(&backup.archive)?.ok_or_else(missing)?;
     if manifest.project.as_ref() != Some(&project.id()) {
         return Err(unusable(
             "it belongs to another project, or this project was moved",
@@ -102,6 +101,7 @@ fn open(
     }
     if backup.encrypted {
         let read = || {
+            let json = manifest_beside(&backup.archive)?.ok_or_else(missing)?;
             read_archive(
                 &backup.archive,
                 store.keys(),
