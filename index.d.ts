@@ -49,9 +49,13 @@ export declare function createBackupManager(config?: BackupManagerConfig): Backu
  */
 export interface BackupConfig {
   /**
-   * The directory of the backups. It is created when it is needed. It must not be inside `.kg/`,
-   * except as `.kg/backups`. Default: `backup.dir` of `.kg/config.json`, else `.kg/backups` of the
-   * project.
+   * The directory of the backups, or the URL of an object store: `s3://bucket/prefix`,
+   * `gs://bucket/prefix` or `az://container/prefix`. Default: `backup.dir` of `.kg/config.json`,
+   * else `.kg/backups` of the project.
+   *
+   * A directory is created when it is needed. It must not be inside `.kg/`, except as
+   * `.kg/backups`. A bucket must exist; `storageOptions` says how to reach it. See
+   * `docs/guide/object-stores.md`.
    */
   backupDir: string;
   /**
@@ -195,15 +199,108 @@ export interface BackupManagerConfig extends Partial<BackupConfig> {
    */
   encryption?: EncryptionOptions | false;
   /**
-   * Reserved for object stores, which this release does not support. Any value is refused with
-   * `KG_UNSUPPORTED`.
+   * How to reach the object store that `backupDir` names, and how it keeps what is uploaded. It
+   * applies to a URL in `backup.dir` of `.kg/config.json` too. Together with a directory as
+   * `backupDir`, it is refused with `KG_INVALID_OPTION`. Default: the environment, see
+   * {@link StorageOptions}.
    */
-  storageOptions?: Record<string, string | undefined>;
+  storageOptions?: StorageOptions;
   /**
    * The path of the `kg` executable that runs as the worker process. It exists for bundlers.
    * Default: the executable of this installation.
    */
   kgPath?: string;
+}
+
+/**
+ * How to reach an object store. Every option may be `undefined`, which means that it is not given.
+ * An option that is not given takes its value from the environment if a default names a variable.
+ *
+ * An unknown option or an invalid value is refused with `KG_INVALID_OPTION`. The first request
+ * fails with `KG_UNSUPPORTED` if an option does not apply to the service of the URL. No message and
+ * no log contains the value of an option that is a secret.
+ *
+ * Every call that uses an object store can reject with `KG_STORE_UNREACHABLE`, `KG_STORE_DENIED`,
+ * `KG_STORE_CHANGED` and `KG_BACKUP_DIR_INVALID` too.
+ */
+export interface StorageOptions {
+  /**
+   * S3: the access key. It is given together with `secretAccessKey`, and not with `profile`.
+   * Default: the chain of credentials that AWS tools share, from `AWS_ACCESS_KEY_ID` to the
+   * metadata service of EC2.
+   */
+  accessKeyId?: string | undefined;
+  /** S3: the secret of `accessKeyId`. Default: see `accessKeyId`. */
+  secretAccessKey?: string | undefined;
+  /** S3: the token of temporary credentials. It needs `accessKeyId`. Default: none. */
+  sessionToken?: string | undefined;
+  /**
+   * S3: the profile of `~/.aws/config` and `~/.aws/credentials` to use, even if the environment has
+   * an access key. Default: `AWS_PROFILE`, else `default`.
+   */
+  profile?: string | undefined;
+  /**
+   * S3: the region of the bucket. If it is wrong and the service names another one, the client
+   * follows. Default: `AWS_REGION`, else `AWS_DEFAULT_REGION`, else `us-east-1`.
+   */
+  region?: string | undefined;
+  /**
+   * The URL of a compatible service, without the bucket. `http://` needs `allowHttp`. Default: for
+   * S3, `AWS_ENDPOINT_URL_S3`, else `AWS_ENDPOINT_URL`; else the service of the vendor.
+   */
+  endpoint?: string | undefined;
+  /**
+   * Whether `endpoint` may begin with `http://`. Everyone on the way can then read and change the
+   * backups. Default: `true` if `AWS_ALLOW_HTTP` is `true`, else `false`.
+   */
+  allowHttp?: boolean | undefined;
+  /**
+   * S3: whether the bucket is part of the host (`https://bucket.s3.example.com`) and not of the
+   * path. Default: `false` with an endpoint; without one, `true` unless the name has a dot.
+   */
+  virtualHostedStyle?: boolean | undefined;
+  /**
+   * S3: the encryption by the service, of every object. Default: that of the bucket. It is
+   * independent of `encryption`, which encrypts before the upload.
+   */
+  serverSideEncryption?: 'AES256' | 'aws:kms' | undefined;
+  /** S3: the id or ARN of the key for `aws:kms`. Default: the key of the service. */
+  kmsKeyId?: string | undefined;
+  /**
+   * The storage class of archives; sidecars and the other small objects have that of the bucket. Do
+   * not use a class that has to be thawed, such as `GLACIER`. Default: that of the bucket.
+   */
+  storageClass?: string | undefined;
+  /**
+   * S3 and Azure: tags of every object; at most 10, with keys of at most 128 and values of at most
+   * 256 characters. Default: none.
+   */
+  tags?: Record<string, string> | undefined;
+  /**
+   * S3: locks each new archive for a number of days, a whole number from 1 to 36,500. The bucket
+   * must have object lock. Sidecars are not locked. Default: that of the bucket.
+   */
+  objectLock?: { mode: 'GOVERNANCE' | 'COMPLIANCE'; days: number } | undefined;
+  /** The URL of a proxy. Default: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` apply. */
+  proxy?: string | undefined;
+  /**
+   * The path of a PEM file with certificates of authorities to trust in addition to the usual ones.
+   * `KG_INVALID_OPTION` if it contains none. Default: none.
+   */
+  caFile?: string | undefined;
+  /**
+   * How long, in milliseconds, a request may make no progress; from 100 to 3,600,000. The client
+   * then sends the request again, up to six times in all. Default: 30000.
+   */
+  timeout?: number | undefined;
+  /**
+   * The most bytes a second, in each direction; a whole number from 1,024. Default: no limit.
+   */
+  bandwidthLimit?: number | undefined;
+  /** Azure: the name of the storage account. Default: `AZURE_STORAGE_ACCOUNT_NAME`. */
+  account?: string | undefined;
+  /** Azure: the key of `account`. Default: `AZURE_STORAGE_ACCOUNT_KEY`. */
+  accessKey?: string | undefined;
 }
 
 /**
@@ -259,16 +356,16 @@ export declare class BackupManager {
   /** The absolute path of the directory that contains `.kg/`. */
   readonly projectRoot: string;
   /**
-   * The absolute path of the directory of the backups. If the manager has no `backupDir`, each
-   * access reads it from `.kg/config.json`. If that file does not name one either, it is
-   * `.kg/backups` of the project.
+   * The absolute path of the directory of the backups, or the URL of the object store. If the
+   * manager has no `backupDir`, each access reads it from `.kg/config.json`. If that file does not
+   * name one either, it is `.kg/backups` of the project.
    */
   readonly backupDir: string;
 
   /**
    * Saves the state of the project at one moment, while other processes write to it. When the
-   * promise resolves, the archive and its sidecar are on disk. When it rejects, the attempt leaves
-   * nothing.
+   * promise resolves, the archive and its sidecar are on disk, or the service has stored them. When
+   * it rejects, the attempt leaves nothing.
    *
    * A database that fails its check is saved nevertheless: see `integrity` and `warnings` of the
    * result.
@@ -731,7 +828,7 @@ export interface Backup {
   id: string;
   /** The type of the backup. */
   type: BackupType;
-  /** The absolute path of the archive. */
+  /** The absolute path of the archive, or its URL in an object store. */
   path: string;
   /** The size of the archive in bytes. */
   size: number;
