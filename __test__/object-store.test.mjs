@@ -205,6 +205,29 @@ describe('a manager of an object store', () => {
     expect(await manager.verifyBackup(id)).toBe(true);
   });
 
+  test('takes the path of a backup wherever it takes its id', async () => {
+    const { manager, other } = setUp();
+    const { path: archive } = await manager.createBackup();
+    expect(await manager.verifyBackup(archive)).toBe(true);
+    await manager.restore({ backupPath: archive, targetDir: other });
+    expect(named(other)).toBe('["graph","node"]\n');
+    await expect(manager.verifyBackup(archive.replace('-20', '-30'))).rejects.toMatchObject({
+      code: 'KG_BACKUP_NOT_FOUND',
+    });
+  });
+
+  test('refuses chains of archives that cannot be read for hours', async () => {
+    const { root, prefix } = setUp();
+    const frozen = createBackupManager({
+      projectRoot: root,
+      backupDir: store.url(prefix),
+      storageOptions: { ...store.storageOptions, storageClass: 'DEEP_ARCHIVE' },
+    });
+    await expect(frozen.createBackup({ type: 'incremental' })).rejects.toMatchObject({
+      code: 'KG_UNSUPPORTED',
+    });
+  });
+
   test('does not list, change or remove what others keep there', async () => {
     const { manager, prefix } = setUp({ maxBackups: 1 });
     const foreign = ['notes.txt', '.kg-deleted-notes', 'kg-backup-2024.tar.gz'];
@@ -327,6 +350,19 @@ describe('several processes', () => {
     expect(await manager.listBackups()).toHaveLength(1);
   });
 
+  test('a backup that may not be removed stays listed', async () => {
+    const { manager, prefix } = setUp();
+    const { id } = await manager.createBackup();
+    await store.objects.write(`${prefix}/.kg-deleted-kg-${id}.tar.gz`, 'void\n');
+    expect(await manager.listBackups()).toHaveLength(1);
+    await manager.createBackup();
+    expect(await manager.listBackups()).toHaveLength(2);
+    await manager.deleteBackup(id);
+    const names = await store.objects.names(prefix);
+    expect(archives(names)).toHaveLength(1);
+    expect(names.filter((name) => name.startsWith('.kg-deleted'))).toEqual([]);
+  });
+
   test('an archive whose run was killed before its end is listed by the next run', async () => {
     const { manager, prefix } = setUp();
     const { id } = await manager.createBackup();
@@ -354,6 +390,7 @@ describe('the command line', () => {
     );
     expect(archive).toBe(`${url}/kg-${id}.tar.gz`);
     await ok('diag', 'backup', '--verify', 'latest', '--output', url);
+    await ok('diag', 'backup', '--verify', archive);
     await ok('diag', 'restore', '--file', id, '--backup-dir', url, '--target', other, '--yes');
     expect(named(other)).toBe('["graph","node"]\n');
     await ok('diag', 'drill', '--backup-dir', url);

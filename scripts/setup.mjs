@@ -7,6 +7,8 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+import { installObjectServer } from './object-server.mjs';
+
 export const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 
 const running = new Set();
@@ -106,7 +108,10 @@ export const require = createRequire(import.meta.url);
 
 /** Prepares everything that the tests need. Only those in JavaScript need the tools. */
 export async function setUp({ withTools = true } = {}) {
-  if (withTools) await tools();
+  if (withTools) {
+    await tools();
+    installObjectServer();
+  }
   await prepare('--dev');
 }
 

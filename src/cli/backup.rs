@@ -61,7 +61,8 @@ because some could not be read. A list exits with 6 if it could not read everyth
 pub struct BackupArgs {
     #[command(flatten)]
     pub common: Common,
-    /// Directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups, or URL such as s3://bucket/prefix [default: `backup.dir` of the
+    /// settings, or .kg/backups]
     #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
     output: Option<PathBuf>,
     /// What to save [default: full]

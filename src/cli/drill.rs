@@ -36,7 +36,8 @@ pub struct DrillArgs {
     /// The backup: a file, an id, or `latest`
     #[arg(long, short, value_name = "FILE", default_value = "latest")]
     file: String,
-    /// Directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups, or URL such as s3://bucket/prefix [default: `backup.dir` of the
+    /// settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     #[command(flatten)]

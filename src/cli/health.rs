@@ -46,7 +46,8 @@ pub struct HealthArgs {
     /// Check the whole database: its structure, full-text indexes and rows
     #[arg(long)]
     check_db: bool,
-    /// Directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups, or URL such as s3://bucket/prefix [default: `backup.dir` of the
+    /// settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     /// Fail if the newest good backup is older than this, such as 90s, 30m, 24h or 7d, or if there

@@ -24,7 +24,8 @@ Examples:
 pub struct PruneArgs {
     #[command(flatten)]
     pub common: Common,
-    /// Directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups, or URL such as s3://bucket/prefix [default: `backup.dir` of the
+    /// settings, or .kg/backups]
     #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
     output: Option<PathBuf>,
     #[command(flatten)]

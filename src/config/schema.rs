@@ -95,7 +95,8 @@ pub const ALL: &[Key] = &[
     key(
         "backup.dir",
         Rule::Text,
-        "directory of the backups, relative to the project [default: .kg/backups]",
+        "directory of the backups, relative to the project, or URL such as s3://bucket/prefix [default: \
+         .kg/backups]",
     ),
     key(
         "backup.mode",

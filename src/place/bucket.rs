@@ -37,7 +37,11 @@ pub fn connect(location: &Location, options: &StorageOptions) -> Result<ObjectPl
         ));
     };
     let client = connect(location, options)?;
-    Ok(ObjectPlace::new(location.to_string(), client))
+    Ok(ObjectPlace::new(
+        location.to_string(),
+        client,
+        options.freezes_uploads(),
+    ))
 }
 
 impl Client for Bucket {

@@ -64,6 +64,7 @@ pub trait Upload: Write + Send {
 pub struct ObjectPlace {
     url: PathBuf,
     client: Arc<dyn Client>,
+    freezes: bool,
     listing: Arc<Mutex<Option<BTreeMap<String, Object>>>>,
     /// Whether this process has looked for what it knew before.
     has_recalled: Arc<AtomicBool>,
@@ -72,10 +73,12 @@ pub struct ObjectPlace {
 }
 
 impl ObjectPlace {
-    pub fn new(url: String, client: Arc<dyn Client>) -> Self {
+    /// `freezes` says that archives cannot be read for hours after they were written.
+    pub fn new(url: String, client: Arc<dyn Client>, freezes: bool) -> Self {
         ObjectPlace {
             url: url.into(),
             client,
+            freezes,
             listing: Arc::default(),
             has_recalled: Arc::default(),
             told: Arc::default(),
@@ -84,6 +87,11 @@ impl ObjectPlace {
 
     pub fn url(&self) -> &Path {
         &self.url
+    }
+
+    /// Returns whether archives cannot be read for hours after they were written.
+    pub fn freezes(&self) -> bool {
+        self.freezes
     }
 
     pub fn client(&self) -> &dyn Client {

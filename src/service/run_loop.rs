@@ -32,6 +32,7 @@ use crate::{
         run_marker::RunMarker,
         status::{Status, status},
     },
+    store,
     util::operation::{CancelToken, OperationContext},
     worker::client::WorkerMode,
 };
@@ -42,6 +43,8 @@ const DESCRIPTION: &str = "Scheduled backup";
 
 /// The maximum age of the published status, if another process changed the store.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// The same for an object store, where each look costs a request.
+const LOOK_EVERY_AT_OBJECTS: Duration = Duration::from_secs(15 * 60);
 
 pub struct Service<'a> {
     project: &'a Project,
@@ -311,9 +314,17 @@ impl<'a> Service<'a> {
     /// or changed the store.
     pub fn is_behind(&self) -> bool {
         let is_current = |(at, of): &(Instant, Option<Mark>)| {
-            at.elapsed() < LOOK_EVERY && *of == mark(&History::path(self.project))
+            at.elapsed() < self.look_every() && *of == mark(&History::path(self.project))
         };
         !self.looked.as_ref().is_some_and(is_current)
+    }
+
+    fn look_every(&self) -> Duration {
+        let dir = self.settings.dir(self.project.root());
+        match dir.map(|dir| store::location(&dir)) {
+            Some(Ok(Some(_))) => LOOK_EVERY_AT_OBJECTS,
+            _ => LOOK_EVERY,
+        }
     }
 
     /// Publishes the status of the backups over HTTP.

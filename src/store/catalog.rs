@@ -16,6 +16,7 @@ use super::{
 use crate::{
     archive::{encryption, errors::backup_not_found, reader::unreadable},
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
+    objects::Location,
     place::{Archive, Place},
     project::Component,
     util::regular_file,
@@ -211,6 +212,9 @@ impl Store {
                 "Name an archive, an id, or `latest`",
             ));
         }
+        if Location::is_url(reference) {
+            return self.locate_url(reference);
+        }
         if path.is_file() {
             return archive_at(path);
         }
@@ -238,6 +242,23 @@ impl Store {
             "There is no file {reference} and no such backup in {}",
             self.dir().display()
         )))
+    }
+
+    /// Returns the archive at a URL, in this store or another. Another one is opened with the
+    /// credentials of the environment.
+    fn locate_url(&self, url: &str) -> Result<Archive> {
+        let (parent, name) = url.rsplit_once('/').unwrap_or((url, ""));
+        let place = if self.dir() == Path::new(parent) {
+            self.place.clone()
+        } else {
+            Store::at(Path::new(parent))?.place
+        };
+        let archive = place.archive(name);
+        let size = archive.size_bytes();
+        match size.map_err(|cause| Error::io("look for", &archive.path(), cause))? {
+            Some(_) => Ok(archive),
+            None => Err(backup_not_found(format!("There is no object {url}"))),
+        }
     }
 
     /// Describes an entry that is not listed, using only names and manifests. Returns `None` for an
@@ -327,7 +348,7 @@ impl Store {
     fn names(&self) -> Result<(Vec<String>, Vec<String>)> {
         let all = match &self.place {
             Place::Directory(dir) => file_names(dir)?,
-            Place::Objects(objects) => tombstone::living(objects.names()?),
+            Place::Objects(objects) => tombstone::living(objects)?,
         };
         let (mut archives, mut sidecars) = (Vec::new(), Vec::new());
         for name in all {
@@ -353,10 +374,13 @@ impl Store {
         let archive = self.place.archive(archive_name);
         let (size, linked_to) = match &self.place {
             Place::Directory(_) => size_of_file(&archive.path())?,
-            Place::Objects(objects) => match objects.find(archive_name) {
-                Ok(found) => (found.ok_or(Flaw::NoArchive)?.size_bytes, None),
-                Err(error) => return Err(Flaw::Unread(error)),
-            },
+            Place::Objects(objects) => {
+                if tombstone::is_doomed(objects, archive_name).map_err(Flaw::Unread)? {
+                    return Err(Flaw::NoArchive);
+                }
+                let found = objects.find(archive_name).map_err(Flaw::Unread)?;
+                (found.ok_or(Flaw::NoArchive)?.size_bytes, None)
+            }
         };
         let manifest = match sidecar::sidecar(&archive).map_err(Flaw::Unread)? {
             Sidecar::Manifest(manifest) => *manifest,

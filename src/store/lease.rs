@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long a lock is held without a renewal.
-pub(super) const LEASE: SignedDuration = SignedDuration::from_secs(60);
+const LEASE: SignedDuration = SignedDuration::from_secs(60);
 /// Services limit the writes of one object.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(20);
 /// How often a process that waits for the lock looks again.
@@ -122,9 +122,10 @@ impl Lease {
         })
     }
 
-    /// Returns whether the holder before may have left parts of its work.
-    pub fn follows_a_kill(&self) -> bool {
+    /// Returns when the lock was taken, if the holder before may have left parts of its work.
+    pub fn taken_after_a_kill(&self) -> Option<Timestamp> {
         self.follows_a_kill
+            .then(|| self.shared.state().holder.since)
     }
 
     /// Renews the lock. Fails with `KG_STORE_LOCKED` if another process took it.

@@ -48,11 +48,12 @@ pub struct FileLock {
 }
 
 impl StoreLock {
-    /// Returns whether a killed run may have left uploads that no listing shows.
-    pub(super) fn follows_a_kill(&self) -> bool {
+    /// Returns when this process took the lock, if a killed run may have left uploads, which no
+    /// listing shows.
+    pub(super) fn taken_after_a_kill(&self) -> Option<Timestamp> {
         match self {
-            StoreLock::File(_) => false,
-            StoreLock::Lease(lease) => lease.follows_a_kill(),
+            StoreLock::File(_) => None,
+            StoreLock::Lease(lease) => lease.taken_after_a_kill(),
         }
     }
 

@@ -425,6 +425,23 @@ impl Store {
         self.place.directory()
     }
 
+    /// Fails with `KG_UNSUPPORTED` if the storage class of archives delays their reading by hours: a
+    /// restore would need each of a chain.
+    pub fn assert_takes_chains(&self) -> Result<()> {
+        match &self.place {
+            Place::Objects(objects) if objects.freezes() => Err(Error::new(
+                Code::Unsupported,
+                format!(
+                    "The storage class of {} delays the reading of archives, so it is not for \
+                     incremental backups",
+                    self.dir().display()
+                ),
+                "Make full backups, or choose another `storageClass`",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a directory below `.kg/` whose archives the next backup would save
     /// (`KG_BACKUP_DIR_IN_PROJECT`).
     pub fn assert_outside(&self, project: &Project) -> Result<()> {

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use super::{
     Backup, Store, StoreLock,
     catalog::{self, ARCHIVE_ENDINGS, Flaw, led_to},
-    lease::LEASE,
     names::{self, MANIFEST_SUFFIX},
     tombstone,
     write::{PRIVATE_PREFIX, beside},
@@ -86,9 +85,9 @@ impl Store {
         for name in objects.names()? {
             warnings.extend(self.sweep_sidecar(&name));
         }
-        if !lock.follows_a_kill() {
+        let Some(taken) = lock.taken_after_a_kill() else {
             return Ok(warnings);
-        }
+        };
         let unfinished = match objects.client().unfinished_uploads() {
             // The service removes them by its own rules.
             Err(error) if error.code == Code::Unsupported => return Ok(warnings),
@@ -102,13 +101,11 @@ impl Store {
             }
             Ok(unfinished) => unfinished,
         };
-        // A process that lost the lock may not have noticed it yet.
-        let now = objects.server_time()?;
-        let newest = now.saturating_sub(LEASE).unwrap_or(Timestamp::MIN);
+        // What began before this process took the lock is of one that no longer holds it.
         let is_left = |name: &str| names::id_of_archive(name).is_some();
         for upload in unfinished
             .iter()
-            .filter(|one| one.started < newest && is_left(&one.name))
+            .filter(|one| one.started <= taken && is_left(&one.name))
         {
             warnings.extend(objects.client().abort_upload(upload).err().map(stays));
         }

@@ -24,6 +24,7 @@ use serde::Serialize;
 pub use self::incremental_base::reuse_source;
 use self::{old_backups::look_after, plan::BackupPlan, save::Run};
 use crate::{
+    archive::manifest::BackupType,
     commands::{own_backups::own_backups, prune::PruneResult},
     config::backup_config::BackupOptions,
     error::{Error, Result},
@@ -64,6 +65,9 @@ pub fn create_backup(
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
     store.assert_outside(&project)?;
+    if options.kind == BackupType::Incremental {
+        store.assert_takes_chains()?;
+    }
     let check_policy = || store.check_encryption_policy(page_cache::is_of_encrypted(&project));
     if store.directory().is_some() {
         check_policy()?;
