@@ -135,6 +135,7 @@ impl Bucket {
     }
 
     /// Opens an object for reading. The object must not change until then.
+    #[cfg(not(without_internals))]
     pub fn reader(&self, name: &str) -> Result<Option<ObjectReader>> {
         let object = self.find(name)?;
         object.map(|object| self.reader_of(object)).transpose()
@@ -261,10 +262,9 @@ impl Bucket {
     pub fn probe(&self) -> Result<Conditions> {
         let name = format!(".kg-probe-{}", new_nonce()?);
         let result = self.probe_with(&name);
-        let removed = self.remove(std::slice::from_ref(&name));
-        let result = result?;
-        removed.into_iter().try_for_each(|(_, removed)| removed)?;
-        Ok(result)
+        // Who may not delete leaves a small object.
+        let _ = self.remove(std::slice::from_ref(&name));
+        result
     }
 
     fn probe_with(&self, name: &str) -> Result<Conditions> {

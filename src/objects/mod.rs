@@ -45,11 +45,13 @@ mod transport;
 mod unfinished;
 mod upload;
 
+#[cfg(not(without_internals))]
+pub use self::options::{LockMode, ObjectLock};
 pub use self::{
     bucket::{Bucket, Conditions, Created, Replaced},
-    location::{Location, Service},
+    location::Location,
     object::{Object, Version},
-    options::{LockMode, ObjectLock, StorageOptions},
+    options::StorageOptions,
     reader::ObjectReader,
     unfinished::UnfinishedUpload,
     upload::Upload,

@@ -69,6 +69,7 @@ impl ObjectReader {
         self.object.size_bytes
     }
 
+    #[cfg(not(without_internals))]
     pub fn object(&self) -> &Object {
         &self.object
     }

@@ -11,8 +11,8 @@ use super::{Bytes, Client, ObjectPlace, Upload};
 use crate::{
     error::{Error, Result},
     objects::{
-        self, Bucket, Created, Location, Object, ObjectReader, Replaced, StorageOptions,
-        UnfinishedUpload, Version,
+        self, Bucket, Conditions, Created, Location, Object, ObjectReader, Replaced,
+        StorageOptions, UnfinishedUpload, Version,
     },
     util::operation::CancelToken,
 };
@@ -89,6 +89,10 @@ impl Client for Bucket {
 
     fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<()> {
         Bucket::abort_unfinished(self, upload)
+    }
+
+    fn conditions(&self) -> Result<Conditions> {
+        Bucket::probe(self)
     }
 
     fn server_time(&self) -> Result<Timestamp> {

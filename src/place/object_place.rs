@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use super::Bytes;
 use crate::{
     error::Result,
-    objects::{Created, Object, Replaced, UnfinishedUpload, Version},
+    objects::{Conditions, Created, Object, Replaced, UnfinishedUpload, Version},
     util::operation::CancelToken,
 };
 
@@ -48,6 +48,8 @@ pub trait Client: Send + Sync {
     ) -> Result<Box<dyn Upload>>;
     fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>>;
     fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<()>;
+    /// Finds out which conditions on writes the service respects.
+    fn conditions(&self) -> Result<Conditions>;
     /// Returns the time according to the service.
     fn server_time(&self) -> Result<Timestamp>;
 }

@@ -36,7 +36,7 @@ const MAX_BYTES: u64 = 4096;
 /// The lock on a store, held until it is dropped.
 #[derive(Debug)]
 pub enum StoreLock {
-    File(FileLock),
+    File { _lock: FileLock },
     Lease(Lease),
 }
 
@@ -52,7 +52,7 @@ impl StoreLock {
     /// listing shows.
     pub(super) fn taken_after_a_kill(&self) -> Option<Timestamp> {
         match self {
-            StoreLock::File(_) => None,
+            StoreLock::File { .. } => None,
             StoreLock::Lease(lease) => lease.taken_after_a_kill(),
         }
     }
@@ -60,7 +60,7 @@ impl StoreLock {
     /// Fails with `KG_STORE_LOCKED` if another process took the lock meanwhile.
     pub(super) fn assert_held(&self) -> Result<()> {
         match self {
-            StoreLock::File(_) => Ok(()),
+            StoreLock::File { .. } => Ok(()),
             StoreLock::Lease(lease) => lease.assert_held(),
         }
     }

@@ -59,7 +59,7 @@ use crate::{
         manifest::{Contents, Manifest, Stats},
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
-    objects::{Location, StorageOptions},
+    objects::{Conditions, Location, StorageOptions},
     place::{self, Archive, Place},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
@@ -442,6 +442,27 @@ impl Store {
         }
     }
 
+    /// Returns a warning if the service of a new store ignores conditions on writes. A store that has
+    /// archives is not asked.
+    pub fn unconditional_warning(&self) -> Result<Option<Warning>> {
+        let Place::Objects(objects) = &self.place else {
+            return Ok(None);
+        };
+        if !self.archive_names()?.is_empty() {
+            return Ok(None);
+        }
+        let Conditions { create, replace } = objects.client().conditions()?;
+        if create && replace {
+            return Ok(None);
+        }
+        let message = format!(
+            "The service of {} ignores conditions on writes, so two processes that write there at \
+             the same time do not notice each other: let only one write there",
+            self.dir().display()
+        );
+        Ok(Some(Warning::new(WarningCode::Store, message)))
+    }
+
     /// Refuses a directory below `.kg/` whose archives the next backup would save
     /// (`KG_BACKUP_DIR_IN_PROJECT`).
     pub fn assert_outside(&self, project: &Project) -> Result<()> {
@@ -471,7 +492,8 @@ impl Store {
                 let home = self.home.as_ref();
                 let shared = home.and_then(|home| ownership::share(dir, &home.state_dir()));
                 self.create(dir)?;
-                FileLock::acquire(dir, shared, timeout, context).map(StoreLock::File)
+                let lock = FileLock::acquire(dir, shared, timeout, context)?;
+                Ok(StoreLock::File { _lock: lock })
             }
             Place::Objects(objects) => {
                 let lease = Lease::acquire(objects, timeout, context)?;
@@ -648,3 +670,6 @@ impl Backup {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,7 @@ pub fn create_backup(
         check_policy()?;
     }
     warnings.extend(store.clean_up(&lock, context)?);
+    warnings.extend(store.unconditional_warning()?);
     let own = own_backups(store, &project)?;
     let emptied = known_stores::emptied(&project, store, &own);
     let store_was_emptied = emptied.is_some();
