@@ -163,19 +163,17 @@ impl Shared {
     fn renew_until_end(&self) {
         let mut state = self.state();
         loop {
-            let (waited, timed_out) = self
+            let waits = |state: &mut State| !state.has_ended;
+            let waited = self
                 .ended
-                .wait_timeout(state, RENEWAL_INTERVAL)
-                .unwrap_or_else(PoisonError::into_inner);
-            state = waited;
+                .wait_timeout_while(state, RENEWAL_INTERVAL, waits);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if state.has_ended || state.lost.is_some() {
                 return;
             }
-            if timed_out.timed_out() {
-                // A service that does not answer now may answer before the lease ends. A lock that
-                // is lost is noticed by the next commit.
-                let _ = self.renew(&mut state);
-            }
+            // A service that does not answer now may answer before the lease ends. A lock that is
+            // lost is noticed by the next commit.
+            let _ = self.renew(&mut state);
         }
     }
 
