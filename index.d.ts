@@ -1433,10 +1433,12 @@ export interface IntegrityCheckerOptions {
    */
   projectRoot?: string;
   /**
-   * The directory for the backup before a repair. Default: `backup.dir` of `.kg/config.json`, else
-   * `.kg/backups` of the project.
+   * The directory, or the URL of an object store, for the backup before a repair. Default:
+   * `backup.dir` of `.kg/config.json`, else `.kg/backups` of the project.
    */
   backupDir?: string;
+  /** The options of that object store, as in {@link BackupManagerConfig}. */
+  storageOptions?: StorageOptions;
   /**
    * The keys that encrypt that backup. If `false`, it is not encrypted, even after an encrypted
    * one. Default: the settings of `.kg/config.json`.

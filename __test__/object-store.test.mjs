@@ -2,15 +2,20 @@
 
 import { execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
 
-import { BackupScheduler, KgError, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import {
+  BackupScheduler,
+  IntegrityChecker,
+  KgError,
+  createBackupManager,
+} from '@weavelogic/knowledge-graph-agent';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
 import { SECRET, startObjectStore } from './support/object-store.mjs';
-import { kg, kgPath, run } from './support/processes.mjs';
+import { kg, kgPath, run, until } from './support/processes.mjs';
 import { integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 let store;
@@ -165,10 +170,7 @@ describe('a manager of an object store', () => {
     await expect(without.restore({ backupId: 'latest', targetDir: other })).rejects.toMatchObject({
       code: 'KG_KEY_NEEDED',
     });
-    // A run that fails at once gives the lock back at once.
-    const began = Date.now();
     await expect(without.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
-    expect(Date.now() - began).toBeLessThan(15_000);
   });
 
   test('streams archives of several parts', async () => {
@@ -206,6 +208,24 @@ describe('a manager of an object store', () => {
     expect(await manager.listBackups()).toEqual([]);
     await store.objects.write(name, whole);
     expect(await manager.verifyBackup(id)).toBe(true);
+  });
+
+  test('keeps a whole backup rather than a newer one whose archive was replaced', async () => {
+    const { manager, prefix, root, database } = setUp();
+    const { id: whole } = await manager.createBackup();
+    change(database, 'newer');
+    const { id: replaced, size } = await manager.createBackup();
+    await store.objects.write(`${prefix}/kg-${replaced}.tar.gz`, Buffer.alloc(size));
+    expect(await manager.getLatestBackup()).toMatchObject({ id: whole });
+    const pruning = createBackupManager({
+      projectRoot: root,
+      backupDir: store.url(prefix),
+      storageOptions: store.storageOptions,
+      maxBackups: 1,
+    });
+    await pruning.prune();
+    expect((await manager.listBackups()).map(({ id }) => id)).toContain(whole);
+    expect(await manager.verifyBackup(whole)).toBe(true);
   });
 
   test('takes the path of a backup wherever it takes its id', async () => {
@@ -421,6 +441,25 @@ describe('the command line', () => {
   });
 });
 
+test('a hook does not get the credentials', async () => {
+  const { root, prefix } = setUp();
+  const seen = path.join(root, '../seen');
+  const command = ['sh', '-c', `env > "${seen}.part" && mv "${seen}.part" "${seen}"`];
+  writeFileSync(
+    path.join(root, '.kg/hooks.json'),
+    JSON.stringify({ backup: { hooks: { onSuccess: { command } } } }),
+    { mode: 0o600 },
+  );
+  const made = await kg(['diag', 'backup', '--output', store.url(prefix)], {
+    cwd: root,
+    env: { ...process.env, ...store.env },
+  });
+  expect(made).toMatchObject({ status: 0 });
+  const text = await until(() => existsSync(seen) && readFileSync(seen, 'utf8'), 'the hook');
+  expect(text).toContain('KG_BACKUP_PATH=s3://');
+  expect(text).not.toContain(SECRET);
+});
+
 describe('what goes wrong', () => {
   const failing = [
     ['a wrong secret', { secretAccessKey: 'wrong' }, 'KG_STORE_DENIED'],
@@ -477,6 +516,22 @@ describe('what goes wrong', () => {
     for (const config of refused) expect(make(config)).toThrow(KgError);
     const variables = { accessKeyId: undefined, secretAccessKey: undefined, region: 'us-east-1' };
     expect(make({ backupDir, storageOptions: variables })).not.toThrow();
+  });
+
+  test('a repair makes its safety backup there', async () => {
+    const { database, prefix, root } = setUp();
+    withDatabase(database, (db) => {
+      db.exec(
+        "INSERT INTO nodes_fts(nodes_fts, rowid, title, content) VALUES ('delete', 1, 'x', 'y')",
+      );
+    });
+    const checker = new IntegrityChecker(root, {
+      backupDir: store.url(prefix),
+      storageOptions: store.storageOptions,
+    });
+    const { repair } = await checker.runChecks({ repairMode: true });
+    expect(repair.safetyBackup.path).toContain(store.url(prefix));
+    expect(archives(await store.objects.names(prefix))).toHaveLength(1);
   });
 
   test('no secret is left in the project, in the store or in what is printed', async () => {

@@ -41,8 +41,17 @@ class IntegrityChecker {
 
   /** @param {import('../index').IntegrityCheckerOptions} options */
   constructor(db, options = {}) {
-    const [{ projectRoot, backupDir, encryption, lockTimeout, kgPath: executable, ...unknown }] =
-      split('IntegrityChecker', options);
+    const [
+      {
+        projectRoot,
+        backupDir,
+        storageOptions,
+        encryption,
+        lockTimeout,
+        kgPath: executable,
+        ...unknown
+      },
+    ] = split('IntegrityChecker', options);
     const [name] = Object.keys(unknown);
     if (name !== undefined)
       throw invalidOption(
@@ -53,6 +62,7 @@ class IntegrityChecker {
       path: subjectOf(db),
       projectRoot: projectRoot === undefined ? undefined : toAbsolute(projectRoot),
       backupDir: backupDir === undefined ? undefined : toAbsolute(backupDir),
+      storageOptions,
       encryption: toEncryption(encryption),
       lockTimeout,
       kgPath: executable ?? kgPath,

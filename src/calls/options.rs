@@ -29,6 +29,7 @@ use crate::{
     config::backup_config::{BackupConfig, BackupOptions, DEFAULT_LOCK_TIMEOUT},
     error::{Error, Result},
     integrity::{Scope, target::CheckTarget},
+    objects::StorageOptions,
     project::{Component, Project},
     store::{Store, location},
     worker::client::{Worker, WorkerMode},
@@ -388,6 +389,7 @@ pub struct Checker {
     path: PathBuf,
     project_root: Option<PathBuf>,
     backup_dir: Option<PathBuf>,
+    storage_options: Option<Value>,
     encryption: Option<Encryption>,
     /// The time to wait for locks, in milliseconds.
     lock_timeout: Option<f64>,
@@ -426,12 +428,15 @@ impl Checker {
     /// a key is given.
     pub fn store(&self) -> Result<Option<Store>> {
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
+        let storage = self.storage_options.as_ref();
+        let storage = storage.map_or(Ok(StorageOptions::default()), StorageOptions::from_json)?;
         let Some(root) = self
             .subject()
             .root
             .filter(|root| Project::open(root).is_ok())
         else {
-            return self.backup_dir.as_deref().map(Store::at).transpose();
+            let open = |dir: &Path| Store::open(dir, &storage);
+            return self.backup_dir.as_deref().map(open).transpose();
         };
         let (settings, _) = Worker::settings(&self.launch(), &root)?;
         let said = Encryption::said(self.encryption.as_ref(), None);
@@ -440,7 +445,7 @@ impl Checker {
             &root,
             NamedStore {
                 dir: self.backup_dir.as_deref(),
-                options: None,
+                options: Some(&storage),
             },
             said,
             &self.launch(),

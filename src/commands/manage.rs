@@ -76,6 +76,6 @@ pub fn lock_known(
     }
     let lock = store.lock(lock_timeout, context)?;
     // An archive that cannot be listed does not protect the backups that it depends on.
-    let warnings = store.clean_up(&lock, context)?;
+    let warnings = store.clean_up(&lock, true, context)?;
     Ok((lock, warnings))
 }

@@ -68,7 +68,7 @@ pub fn prune(
     }
     let lock = store.lock(lock_timeout, context)?;
     // Lists archives without a sidecar first, because they may depend on backups to be removed.
-    let mut warnings = store.clean_up(&lock, context)?;
+    let mut warnings = store.clean_up(&lock, true, context)?;
     let backups = store.list()?;
     let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
     let mut removal = store.removal(&lock, backups.clone());

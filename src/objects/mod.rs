@@ -28,6 +28,22 @@
 //! * A process that is killed leaves the parts of its upload. [`Bucket::unfinished_uploads`] finds
 //!   them.
 
+/// The variables with credentials of the services. Programs that this one starts for its user do not
+/// get them.
+pub const SECRET_VARIABLES: [&str; 11] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_TOKEN",
+    "AZURE_CLIENT_SECRET",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+];
+
 mod bucket;
 mod call;
 mod connect;

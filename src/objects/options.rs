@@ -229,6 +229,11 @@ impl StorageOptions {
                 _ => return Err(wrong(key, "is not a URL that begins with `https://`")),
             }
             if let (false, Some(parsed)) = (is_proxy, &parsed) {
+                let is_name = parsed.domain().is_some();
+                if self.virtual_hosted_style == Some(true) && !is_name {
+                    let reason = "needs an endpoint whose host is a name and not an address";
+                    return Err(wrong("virtualHostedStyle", reason));
+                }
                 check_endpoint(parsed, self.allows_http())?;
             }
         }

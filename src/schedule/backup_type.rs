@@ -103,6 +103,7 @@ mod tests {
             encrypted: false,
             pinned: None,
             linked_to: None,
+            is_replaced: false,
             project: None,
         }
     }

@@ -9,7 +9,7 @@
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -23,15 +23,18 @@ use crate::{
     util::{
         file_lock::host_name,
         hex::hex,
-        operation::{CancelToken, OperationContext, POLL_INTERVAL},
+        operation::{CancelToken, OperationContext, POLL_INTERVAL, Phase},
         threads,
     },
 };
 
-/// How long a lock is held without a renewal.
-const LEASE: SignedDuration = SignedDuration::from_secs(60);
+/// How long a lock is held without a renewal. It is less than the time that a command waits for a
+/// lock, so that one that follows a kill succeeds.
+const LEASE: SignedDuration = SignedDuration::from_secs(45);
 /// Services limit the writes of one object.
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(20);
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(15);
+/// A lock that was renewed so lately need not be renewed before a use.
+const FRESH: Duration = Duration::from_secs(5);
 /// How often a process that waits for the lock looks again.
 const WAIT_INTERVAL: Duration = Duration::from_secs(2);
 const NONCE_BYTES: usize = 16;
@@ -74,6 +77,8 @@ struct State {
     version: Version,
     /// Why the lock is no longer held.
     lost: Option<Error>,
+    /// When the last write began.
+    renewed: Moment,
     has_ended: bool,
 }
 
@@ -109,6 +114,7 @@ impl Lease {
                 holder: taken.holder,
                 version: taken.version,
                 lost: None,
+                renewed: taken.at,
                 has_ended: false,
             }),
             ended: Condvar::new(),
@@ -122,14 +128,28 @@ impl Lease {
         })
     }
 
-    /// Returns when the lock was taken, if the holder before may have left parts of its work.
-    pub fn taken_after_a_kill(&self) -> Option<Timestamp> {
-        self.follows_a_kill
-            .then(|| self.shared.state().holder.since)
+    /// Returns when the lock was taken, by the clock of the service.
+    pub fn taken_at(&self) -> Timestamp {
+        self.shared.state().holder.since
     }
 
-    /// Renews the lock. Fails with `KG_STORE_LOCKED` if another process took it.
+    /// Returns whether the holder before may have left parts of its work.
+    pub fn follows_a_kill(&self) -> bool {
+        self.follows_a_kill
+    }
+
+    /// Renews the lock, unless it was renewed just before. Fails with `KG_STORE_LOCKED` if another
+    /// process took it.
     pub fn assert_held(&self) -> Result<()> {
+        let is_fresh = {
+            let state = self.shared.state();
+            state.lost.is_none() && state.renewed.is_within(FRESH)
+        };
+        if is_fresh { Ok(()) } else { self.renew() }
+    }
+
+    /// Works like [`Lease::assert_held`], and always asks the service.
+    pub fn renew(&self) -> Result<()> {
         self.shared.renew(&mut self.shared.state())
     }
 }
@@ -181,6 +201,7 @@ impl Shared {
         if let Some(lost) = &state.lost {
             return Err(lost.clone());
         }
+        let began = Moment::now();
         let renewed = Holder {
             expires: Some(until(&self.place)?),
             ..state.holder.clone()
@@ -188,12 +209,14 @@ impl Shared {
         match write(&self.place, &renewed, Some(&state.version))? {
             Some(version) => {
                 (state.holder, state.version) = (renewed, version);
+                state.renewed = began;
                 return Ok(());
             }
             // The answer of an earlier renewal may have been lost.
             None => match read(&self.place)? {
                 Some((holder, version)) if holder.nonce == state.holder.nonce => {
                     (state.holder, state.version) = (holder, version);
+                    state.renewed = began;
                     return Ok(());
                 }
                 found => {
@@ -210,6 +233,24 @@ struct Held {
     holder: Holder,
     version: Version,
     follows_a_kill: bool,
+    /// When the write of the lock began.
+    at: Moment,
+}
+
+/// A time by both clocks of this machine. The one stops while the machine is suspended, and the other
+/// can be set.
+#[derive(Debug, Clone, Copy)]
+struct Moment(Instant, SystemTime);
+
+impl Moment {
+    fn now() -> Self {
+        Moment(Instant::now(), SystemTime::now())
+    }
+
+    /// Returns whether less time has passed by both clocks.
+    fn is_within(self, time: Duration) -> bool {
+        self.0.elapsed() < time && self.1.elapsed().is_ok_and(|passed| passed < time)
+    }
 }
 
 enum Taken {
@@ -221,6 +262,7 @@ enum Taken {
 
 /// Takes the lock if nobody holds it.
 fn take(place: &ObjectPlace, nonce: &str) -> Result<Taken> {
+    let at = Moment::now();
     let found = read(place)?;
     let now = place.server_time()?;
     let is_held = |holder: &Holder| {
@@ -245,6 +287,7 @@ fn take(place: &ObjectPlace, nonce: &str) -> Result<Taken> {
             holder,
             version,
             follows_a_kill,
+            at,
         })
     }))
 }
@@ -303,7 +346,7 @@ pub(super) fn holder(place: &ObjectPlace) -> Result<Option<String>> {
 fn wait(time: Duration, context: &OperationContext) -> Result<()> {
     let end = Instant::now() + time;
     loop {
-        context.cancel.check()?;
+        context.report(Phase::Waiting, 0, 0)?;
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
@@ -333,12 +376,9 @@ fn held(place: &ObjectPlace, holder: &Holder, waited: Duration) -> Error {
 }
 
 fn lost(place: &ObjectPlace, by: &str) -> Error {
-    Error::locked(
-        Code::StoreLocked,
-        format!(
-            "This process lost the lock of {} to {by}, because it was stopped or cut off for \
-             longer than a minute",
-            place.url().display()
-        ),
-    )
+    let message = format!(
+        "This process lost the lock of {} to {by}, because it was stopped or cut off for too long",
+        place.url().display()
+    );
+    Error::new(Code::StoreLocked, message, "Run it again")
 }

@@ -48,12 +48,27 @@ pub struct FileLock {
 }
 
 impl StoreLock {
-    /// Returns when this process took the lock, if a killed run may have left uploads, which no
-    /// listing shows.
-    pub(super) fn taken_after_a_kill(&self) -> Option<Timestamp> {
+    /// Returns when this process took the lock, by the clock of the service. `None` in a directory.
+    pub(super) fn taken_at(&self) -> Option<Timestamp> {
         match self {
             StoreLock::File { .. } => None,
-            StoreLock::Lease(lease) => lease.taken_after_a_kill(),
+            StoreLock::Lease(lease) => Some(lease.taken_at()),
+        }
+    }
+
+    /// Returns whether a killed run may have left uploads, which no listing shows.
+    pub(super) fn follows_a_kill(&self) -> bool {
+        match self {
+            StoreLock::File { .. } => false,
+            StoreLock::Lease(lease) => lease.follows_a_kill(),
+        }
+    }
+
+    /// Works like [`StoreLock::assert_held`], and always asks the service.
+    pub(super) fn renew(&self) -> Result<()> {
+        match self {
+            StoreLock::File { .. } => Ok(()),
+            StoreLock::Lease(lease) => lease.renew(),
         }
     }
 

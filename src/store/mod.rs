@@ -59,8 +59,8 @@ use crate::{
         manifest::{Contents, Manifest, Stats},
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
-    objects::{Conditions, Location, StorageOptions},
-    place::{self, Archive, Place},
+    objects::{Conditions, Location, StorageOptions, Version},
+    place::{self, Archive, FileState, Place},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
     system::paths::{self, resolve},
@@ -174,6 +174,10 @@ pub struct Backup {
     /// The archive itself, if the store contains only a link to it.
     #[serde(skip)]
     pub linked_to: Option<PathBuf>,
+    /// Whether the object of the archive is another one than was written. Its content may be the
+    /// same, for example after a copy between stores.
+    #[serde(skip)]
+    pub is_replaced: bool,
     /// The project id. It distinguishes projects that share a store.
     #[serde(skip)]
     pub project: Option<String>,
@@ -547,6 +551,14 @@ pub fn location(dir: &Path) -> Result<Option<Location>> {
     url.map(Location::parse).transpose()
 }
 
+/// Returns whether an object of a listing has another version than its sidecar says.
+fn is_replaced(archive: &Archive, written: Option<&Version>) -> bool {
+    let Some((written, state)) = written.zip(archive.state()) else {
+        return false;
+    };
+    matches!(state, FileState::Object(now) if !now.is_same(written))
+}
+
 /// Returns what a backup with these warnings lacks, or `None` if no warning means that it is
 /// incomplete.
 pub fn lacks(warnings: &[Warning]) -> Option<String> {
@@ -622,6 +634,7 @@ impl Backup {
             encrypted: manifest.encrypted || is_named,
             pinned,
             linked_to: None,
+            is_replaced: is_replaced(&archive, record.object.as_ref()),
             archive,
             project: manifest.project,
         })

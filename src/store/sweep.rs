@@ -29,10 +29,18 @@ use crate::{
 impl Store {
     /// Finishes or removes what killed runs left, and writes the sidecars of complete archives that
     /// have none.
-    pub fn clean_up(&self, lock: &StoreLock, context: &OperationContext) -> Result<Vec<Warning>> {
+    ///
+    /// `thoroughly` also looks for parts of uploads, which takes one more request, if nothing says that
+    /// a run was killed.
+    pub fn clean_up(
+        &self,
+        lock: &StoreLock,
+        thoroughly: bool,
+        context: &OperationContext,
+    ) -> Result<Vec<Warning>> {
         let mut warnings = match &self.place {
             Place::Directory(dir) => self.sweep_directory(dir)?,
-            Place::Objects(objects) => self.sweep_objects(objects, lock)?,
+            Place::Objects(objects) => self.sweep_objects(objects, lock, thoroughly)?,
         };
         // While an encrypted archive is written, the copies of databases are in the temporary
         // directory.
@@ -77,7 +85,12 @@ impl Store {
     }
 
     /// Removes the objects, and the parts of objects, that killed runs left.
-    fn sweep_objects(&self, objects: &ObjectPlace, lock: &StoreLock) -> Result<Vec<Warning>> {
+    fn sweep_objects(
+        &self,
+        objects: &ObjectPlace,
+        lock: &StoreLock,
+        thoroughly: bool,
+    ) -> Result<Vec<Warning>> {
         let mut warnings: Vec<Warning> = tombstone::finish_removals(objects)?
             .into_iter()
             .map(stays)
@@ -85,7 +98,10 @@ impl Store {
         for name in objects.names()? {
             warnings.extend(self.sweep_sidecar(&name));
         }
-        let Some(taken) = lock.taken_after_a_kill() else {
+        let Some(taken) = lock
+            .taken_at()
+            .filter(|_| thoroughly || lock.follows_a_kill())
+        else {
             return Ok(warnings);
         };
         let unfinished = match objects.client().unfinished_uploads() {

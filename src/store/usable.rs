@@ -1,7 +1,8 @@
 //! Decides which backups are usable. This module alone defines the meaning of `latest`, the backups
 //! that retention never removes, and the backups that health reports.
 //!
-//! A backup is good if its source was not found damaged and its chain is complete. The safety
+//! A backup is good if its source was not found damaged and its chain is complete. One whose archive
+//! was replaced in an object store counts only if all were, as after a copy. The safety
 //! backup before a repair contains the unrepaired state, so it counts only if there is no other
 //! good backup.
 
@@ -24,6 +25,10 @@ pub fn good(backups: &[Backup]) -> Vec<usize> {
     let is_sound =
         |place: &usize| backups[*place].is_sound() && !broken.contains_key(&backups[*place].id);
     let sound: Vec<usize> = (0..backups.len()).filter(is_sound).collect();
+    let as_written = |place: &usize| !backups[*place].is_replaced;
+    // After a copy between stores, none is as it was written.
+    let proven: Vec<usize> = sound.iter().copied().filter(as_written).collect();
+    let sound = if proven.is_empty() { sound } else { proven };
     let regular: Vec<usize> = sound
         .iter()
         .copied()
@@ -63,6 +68,8 @@ pub fn passed_over(
         if backup.timestamp <= chosen.timestamp {
             return None;
         }
+        let replaced = backup.is_replaced && !chosen.is_replaced;
+        let replaced = replaced.then(|| "its archive was replaced since it was made".to_string());
         let flawed = backup
             .flaw_of_source()
             .map(|flaw| format!("its source was {flaw}"));
@@ -70,6 +77,7 @@ pub fn passed_over(
             .get(&backup.id)
             .map(|rests| format!("its chain is broken: {rests}"))
             .or(flawed)
+            .or(replaced)
     };
     let listed = backups
         .iter()

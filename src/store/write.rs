@@ -174,6 +174,21 @@ impl Store {
         sidecar_cache::keep(self);
     }
 
+    /// Removes a new archive that could not be published, and returns why it could not.
+    ///
+    /// If a directory cannot be synced, the rename has still happened. The remaining files would
+    /// later be listed as a backup although this run reports a failure. Without the lock, another
+    /// process may have listed the archive and removed older ones for it, so it stays.
+    pub(super) fn withdraw(&self, archive: &Archive, lock: &StoreLock, cause: Error) -> Error {
+        if let Err(lost) = lock.renew() {
+            return lost;
+        }
+        let sidecar = archive.beside(MANIFEST_SUFFIX);
+        let removed = self.remove_file(&sidecar);
+        let removed = removed.and_then(|()| self.remove_file(archive));
+        removed.err().unwrap_or(cause)
+    }
+
     /// Removes a file of the store, which need not exist.
     pub(super) fn remove_file(&self, file: &Archive) -> Result<()> {
         match &self.place {
@@ -215,7 +230,7 @@ impl Store {
     pub fn removal<'a>(&'a self, lock: &'a StoreLock, listed: Vec<Backup>) -> Removal<'a> {
         Removal {
             store: self,
-            _lock: lock,
+            lock,
             listed,
         }
     }
@@ -247,7 +262,7 @@ impl Store {
 /// Removes backups. Keeps the list up to date so that a run reads the store only once.
 pub struct Removal<'a> {
     store: &'a Store,
-    _lock: &'a StoreLock,
+    lock: &'a StoreLock,
     listed: Vec<Backup>,
 }
 
@@ -279,6 +294,8 @@ impl Removal<'_> {
     /// Removes one backup. A run that is killed meanwhile leaves none that is incomplete and listed.
     fn remove(&mut self, id: &str) -> Result<()> {
         let backup = self.store.get(id)?;
+        // Another process that took the lock may need this backup.
+        self.lock.assert_held()?;
         // Compares archives because the store may contain a second one with that id.
         self.listed
             .retain(|listed| listed.archive != backup.archive);
@@ -348,13 +365,9 @@ impl NewBackup<'_> {
         let manifest = match published {
             Ok(manifest) => manifest,
             Err(error) => {
-                // If a directory cannot be synced, the rename has still happened. The remaining
-                // files would later be listed as a backup although this run reports a failure.
-                CancelToken::despite_cancellation(|| {
-                    store.remove_file(&archive.beside(MANIFEST_SUFFIX))?;
-                    store.remove_file(archive)
-                })?;
-                return Err(error);
+                return Err(CancelToken::despite_cancellation(|| {
+                    store.withdraw(archive, self.lock, error)
+                }));
             }
         };
         let mut backup = Backup::new(self.archive, manifest.clone()).ok_or_else(|| {

@@ -30,6 +30,7 @@ use crate::{
     config::Settings,
     error::{Code, Error, Result, Warning},
     integrity::{Report, repair::Done},
+    objects::SECRET_VARIABLES,
     project::STATE_DIR,
     util::{
         content_hash::ContentHash,
@@ -388,7 +389,14 @@ struct Process {
 
 impl Process {
     fn start(executable: &Path, request: &Request, cancel: &CancelToken) -> Result<Self> {
-        let mut child = Command::new(executable)
+        let mut command = Command::new(executable);
+        // Only a call may need the credentials of an object store.
+        if !matches!(request, Request::Call(_)) {
+            for name in SECRET_VARIABLES {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
             .arg(WORKER_ARGUMENT)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -84,7 +84,8 @@ pub fn create_backup(
     if store.directory().is_none() {
         check_policy()?;
     }
-    warnings.extend(store.clean_up(&lock, context)?);
+    let is_full = options.kind != BackupType::Incremental;
+    warnings.extend(store.clean_up(&lock, is_full, context)?);
     warnings.extend(store.unconditional_warning()?);
     let own = own_backups(store, &project)?;
     let emptied = known_stores::emptied(&project, store, &own);

@@ -21,7 +21,7 @@ use nix::{
 };
 
 use super::event::Event;
-use crate::util::operation::CancelToken;
+use crate::{objects::SECRET_VARIABLES, util::operation::CancelToken};
 
 /// The number of bytes of the output that are kept, from its start.
 const MOST_OUTPUT: u64 = 4096;
@@ -83,7 +83,7 @@ fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Child, Re
         .process_group(0)
         .stdin(input);
     command.stdout(to_output.try_clone()?).stderr(to_output);
-    for name in Event::VARIABLES {
+    for name in Event::VARIABLES.iter().chain(&SECRET_VARIABLES) {
         command.env_remove(name);
     }
     command.envs(event.environment());

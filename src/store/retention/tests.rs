@@ -48,6 +48,7 @@ fn backup(hours_old: i64, good: bool) -> Backup {
         encrypted: false,
         pinned: None,
         linked_to: None,
+        is_replaced: false,
         project: None,
     }
 }
