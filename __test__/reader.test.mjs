@@ -24,6 +24,12 @@ const GREETING = (protocol, release) => {
   const json = JSON.stringify({ protocol, release });
   return `printf 'J\\${json.length.toString(8)}\\0\\0\\0%s' '${json}'`;
 };
+/** The protocol of this release. */
+const PROTOCOL = Number(
+  /PROTOCOL: u32 = (\d+)/.exec(
+    readFileSync(path.join(repository, 'src/worker/protocol.rs'), 'utf8'),
+  )[1],
+);
 const { version } = JSON.parse(readFileSync(path.join(repository, 'package.json'), 'utf8'));
 
 const broken = {
@@ -45,7 +51,7 @@ const broken = {
   ],
   'is another release': [
     'KG_READER_VERSION',
-    () => script(`${GREETING(4, '0.0.1')}; cat > /dev/null`),
+    () => script(`${GREETING(PROTOCOL, '0.0.1')}; cat > /dev/null`),
     /release 0\.0\.1/,
   ],
   'speaks another protocol': [
@@ -55,12 +61,12 @@ const broken = {
   ],
   'dies during work': [
     'KG_READER_DIED',
-    () => script(`${GREETING(4, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`),
+    () => script(`${GREETING(PROTOCOL, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`),
     /killed/,
   ],
   'sends invalid messages': [
     'KG_READER_PROTOCOL',
-    () => script(`${GREETING(4, version)}; head -c 5 > /dev/null; echo hello world`),
+    () => script(`${GREETING(PROTOCOL, version)}; head -c 5 > /dev/null; echo hello world`),
     /unexpected response/,
   ],
 };

@@ -28,3 +28,20 @@ export function installObjectServer() {
   // The Rust tests may have installed it meanwhile.
   if (!existsSync(objectServer)) renameSync(partial, installed);
 }
+
+const AZURITE = 'azurite@3.35.0';
+const azurite = path.join(tools, AZURITE.replace('@', '-'));
+
+/** The program of Azurite, a server with the interface of Azure Blob Storage. */
+export const azuriteBlob = path.join(azurite, 'node_modules/azurite/dist/src/blob/main.js');
+
+/** Installs Azurite from the npm registry if a fresh clone lacks it. Newer releases need Node 21. */
+export function installAzurite() {
+  if (existsSync(azuriteBlob)) return;
+  mkdirSync(azurite, { recursive: true });
+  const args = ['install', '--no-save', '--no-audit', '--no-fund', '--ignore-scripts'];
+  const { status } = spawnSync('npm', [...args, '--prefix', azurite, AZURITE], {
+    stdio: 'inherit',
+  });
+  if (status !== 0) throw new Error(`${AZURITE} cannot be installed from the npm registry`);
+}

@@ -7,7 +7,7 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-import { installObjectServer } from './object-server.mjs';
+import { installAzurite, installObjectServer } from './object-server.mjs';
 
 export const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 
@@ -111,6 +111,7 @@ export async function setUp({ withTools = true } = {}) {
   if (withTools) {
     await tools();
     installObjectServer();
+    installAzurite();
   }
   await prepare('--dev');
 }

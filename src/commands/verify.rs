@@ -11,13 +11,13 @@ use serde::Serialize;
 use crate::{
     archive::{
         file_record::FileRecord,
-        manifest::Manifest,
+        manifest::{FIRST_FORMAT, Manifest},
         reader::{Discard, read_archive, read_full_archive},
         report::{Problem, ProblemCode, Report},
     },
     error::{Code, Result, Warning},
     place::Archive,
-    store::{Store, chain, manifest_beside},
+    store::{Store, chain, described_beside, manifest_beside},
     util::operation::{OperationContext, Phase},
 };
 
@@ -106,10 +106,12 @@ fn check_archive(
     list_files: bool,
     context: &OperationContext,
 ) -> Result<Report> {
-    let beside = manifest_beside(archive)?;
+    let (beside, described) = (manifest_beside(archive)?, described_beside(archive)?);
     let (keys, beside) = (store.keys(), beside.as_deref());
+    // The sidecar of the first format has a list of its own.
+    let is_first_format = described.is_some_and(|manifest| manifest.format == FIRST_FORMAT);
     let mut found = Vec::new();
-    if !list_files {
+    if !list_files && !is_first_format {
         let (unpack, list) = (&mut Discard, &mut io::sink());
         let (report, tallied) = read_full_archive(
             archive,
@@ -124,6 +126,7 @@ fn check_archive(
             return Ok(report);
         }
         found = report.problems;
+        found.retain(|problem| matches!(problem.code, ProblemCode::Archive | ProblemCode::Block));
     }
     let mut report = read_archive(
         archive,

@@ -233,7 +233,14 @@ fn s3_bucket_url(location: &Location, options: &StorageOptions) -> Result<String
             allow_http: options.allow_http,
             ..StorageOptions::default()
         };
-        given.check()?;
+        given.check().map_err(|error| Error {
+            message: error.message.replace(
+                "`endpoint` in `storageOptions`",
+                "AWS_ENDPOINT_URL in the environment",
+            ),
+            remedy: error.remedy.replace("`allowHttp`", "AWS_ALLOW_HTTP=true"),
+            ..error
+        })?;
     }
     let endpoint = endpoint.trim_end_matches('/');
     if !options.virtual_hosted_style.unwrap_or_default() {

@@ -76,10 +76,16 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
     let dir = store.dir().display();
     Some(match held {
         Ok(held) => {
+            let what_to_do = match store.directory() {
+                Some(_) => {
+                    "mount the disk or share that belongs there, or name the directory that \
+                     contains them"
+                }
+                None => "look into the bucket, or name the URL that contains them",
+            };
             let message = format!(
                 "{dir} contained {held} backups of this project at the last run, but contains none \
-                 now: mount the disk or share that belongs there, or name the directory that \
-                 contains them"
+                 now: {what_to_do}"
             );
             Warning::new(WarningCode::StoreEmptied, message)
         }

@@ -179,7 +179,7 @@ fn a_lock_that_was_not_renewed_is_taken_over_by_the_clock_of_the_service() {
     let first = acquire(&service).unwrap();
     service.pass(44);
     assert_eq!(acquire(&service).unwrap_err().code, Code::StoreLocked);
-    service.pass(1);
+    service.pass(2);
     let second = acquire(&service).unwrap();
     assert!(second.follows_a_kill());
     second.renew().unwrap();
@@ -213,23 +213,26 @@ fn a_lock_that_somebody_removed_or_overwrote_is_lost_and_can_be_taken() {
 }
 
 #[test]
-fn an_archive_stays_if_its_run_lost_the_lock_because_another_may_need_it() {
+fn an_archive_that_another_process_may_need_stays() {
     let service = Service::new();
     let store = service.store();
     let name = "kg-backup-20240115-020000.tar.gz";
     let archive = store.place.archive(name);
     let context = OperationContext::default();
-    let withdraw = |lock: &StoreLock| {
+    let withdraw = |lock: &StoreLock, code: Code| {
         service.with(|state| state.write(name, b"x".to_vec()));
-        let error = store.withdraw(&archive, lock, Error::internal("not published"));
+        let error = store.withdraw(&archive, lock, Error::new(code, "not published", "none"));
         let is_there = service.with(|state| state.objects.contains_key(name));
         (error.code, is_there)
     };
     let lock = store.lock(Duration::ZERO, &context).unwrap();
-    assert_eq!(withdraw(&lock), (Code::Internal, false));
+    assert_eq!(withdraw(&lock, Code::Internal), (Code::Internal, false));
+    let taken = withdraw(&lock, Code::StoreChanged);
+    assert_eq!(taken, (Code::StoreChanged, true));
     service.pass(60);
     let other = acquire(&service).unwrap();
-    assert_eq!(withdraw(&lock), (Code::StoreLocked, true));
+    let lost = withdraw(&lock, Code::Internal);
+    assert_eq!(lost, (Code::StoreLocked, true));
     other.renew().unwrap();
 }
 

@@ -178,8 +178,12 @@ impl Store {
     ///
     /// If a directory cannot be synced, the rename has still happened. The remaining files would
     /// later be listed as a backup although this run reports a failure. Without the lock, another
-    /// process may have listed the archive and removed older ones for it, so it stays.
+    /// process may have listed the archive and removed older ones for it, so it stays. What another
+    /// process wrote under its name (`KG_STORE_CHANGED`) stays too.
     pub(super) fn withdraw(&self, archive: &Archive, lock: &StoreLock, cause: Error) -> Error {
+        if cause.code == Code::StoreChanged {
+            return cause;
+        }
         if let Err(lost) = lock.renew() {
             return lost;
         }

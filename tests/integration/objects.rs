@@ -605,24 +605,6 @@ fn s3_conforms() {
     assert_conforms(&ObjectServer::get().bucket("conforms"));
 }
 
-/// Azurite is a package of npm. Start `azurite-blob`, create the container `kg-tests`, and set
-/// `KG_TEST_AZURITE` to its address, such as `127.0.0.1:10000`.
-#[test]
-#[ignore = "needs Azurite"]
-fn azure_conforms() {
-    let address = std::env::var("KG_TEST_AZURITE").unwrap();
-    let options = serde_json::json!({
-        "endpoint": format!("http://{address}/devstoreaccount1"),
-        "allowHttp": true,
-        "account": "devstoreaccount1",
-        "accessKey": "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
-        "tags": { "team": "kg" },
-    });
-    let location = Location::parse("az://kg-tests/conforms").unwrap();
-    let options = StorageOptions::from_json(&options).unwrap();
-    assert_conforms(&Bucket::open(&location, &options).unwrap());
-}
-
 #[test]
 fn other_services_can_be_opened() {
     let key = "a2V5IG9mIHRoZSB0ZXN0cw==";
