@@ -524,7 +524,7 @@ print("ready", flush=True); sys.stdin.read()`;
     expect(health.stdout).toContain('KG_ISSUE_SERVICE_UNKNOWN');
     expect(isAlive(service.pid)).toBe(true);
     rmSync(copy, { recursive: true });
-    expect(await kg('serve', '--stop')).toMatchObject({ status: 0 });
+    expect(await kg('serve', '--stop')).toMatchObject({ status: 0, stderr: '' });
   });
 
   test.skipIf(!isRoot)(
