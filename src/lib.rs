@@ -24,9 +24,9 @@
 //! | [`integrity`] | checks of a project, and repairs |
 //! | [`config`] | the backup settings of `.kg/config.json`, and `.kg/hooks.json` |
 //! | [`schedule`] | when backups are made: a plan that receives the time as an argument |
-//! | [`store`] | the directory of archives: catalog, lock, pins, chains, retention |
+//! | [`store`] | a directory or a prefix of archives: catalog, lock, pins, chains, retention |
 //! | [`archive`] | the container: tar, gzip or zstd blocks, manifest, checksums, seal, encryption |
-//! | [`place`] | where archives lie |
+//! | [`place`] | where archives lie: a directory, or an object store |
 //! | [`objects`] | a client for object stores: S3, Google Cloud Storage, Azure |
 //! | [`project`] | the contents of a project, and the path of its database |
 //! | [`salvage`] | rows out of damaged databases |

@@ -26,7 +26,7 @@ use crate::{
     error::{Code, Error, Result, Warning},
     objects::StorageOptions,
     schedule::cron::Cadence,
-    store::{Store, location, retention::Keep},
+    store::{Store, is_remote, location, retention::Keep},
     worker::client::{Worker, WorkerMode},
 };
 
@@ -103,8 +103,7 @@ impl Config {
 
     /// Returns the options of an object store.
     fn storage(&self) -> Result<StorageOptions> {
-        let given = self.storage_options.as_ref();
-        given.map_or(Ok(StorageOptions::default()), StorageOptions::from_json)
+        storage(self.storage_options.as_ref())
     }
 
     /// Returns whether the backups are in an object store, so that a host must have `kg` carry out
@@ -117,8 +116,7 @@ impl Config {
                 self.settings.dir(&self.project_root)
             }
         };
-        // An invalid URL is an error of the call itself.
-        Ok(dir.is_some_and(|dir| location(&dir).ok().flatten().is_some()))
+        Ok(dir.is_some_and(|dir| is_remote(&dir)))
     }
 
     /// Completes the configuration from the settings of the project, once.
@@ -210,6 +208,11 @@ impl Config {
     pub fn launch(&self) -> WorkerMode {
         worker_mode(self.is_in_kg, &self.kg_path)
     }
+}
+
+/// Parses the option `storageOptions`.
+pub(super) fn storage(given: Option<&Value>) -> Result<StorageOptions> {
+    given.map_or(Ok(StorageOptions::default()), StorageOptions::from_json)
 }
 
 pub(super) fn worker_mode(is_in_kg: bool, kg_path: &Path) -> WorkerMode {

@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::{
     config::{
-        Config, Encryption, compression, compression_level, lock_timeout, parse, worker_mode,
+        Config, Encryption, compression, compression_level, lock_timeout, parse, storage,
+        worker_mode,
     },
     schedule::NextRun,
 };
@@ -29,9 +30,8 @@ use crate::{
     config::backup_config::{BackupConfig, BackupOptions, DEFAULT_LOCK_TIMEOUT},
     error::{Error, Result},
     integrity::{Scope, target::CheckTarget},
-    objects::StorageOptions,
     project::{Component, Project},
-    store::{Store, location},
+    store::{Store, is_remote},
     worker::client::{Worker, WorkerMode},
 };
 
@@ -409,7 +409,7 @@ impl Checker {
             (None, Some(root)) => Worker::settings(&self.launch(), &root)?.0.dir(&root),
             (None, None) => None,
         };
-        Ok(dir.is_some_and(|dir| location(&dir).ok().flatten().is_some()))
+        Ok(dir.is_some_and(|dir| is_remote(&dir)))
     }
 
     pub fn kg_path(&self) -> &Path {
@@ -428,8 +428,7 @@ impl Checker {
     /// a key is given.
     pub fn store(&self) -> Result<Option<Store>> {
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
-        let storage = self.storage_options.as_ref();
-        let storage = storage.map_or(Ok(StorageOptions::default()), StorageOptions::from_json)?;
+        let storage = storage(self.storage_options.as_ref())?;
         let Some(root) = self
             .subject()
             .root

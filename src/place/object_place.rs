@@ -143,7 +143,7 @@ impl ObjectPlace {
     /// Writes a small object that must not exist yet. Returns whether it did not.
     pub fn create(&self, name: &str, bytes: Vec<u8>) -> Result<bool> {
         let size_bytes = bytes.len() as u64;
-        let created = match self.client.create(name, bytes)? {
+        Ok(match self.client.create(name, bytes)? {
             Created::New(version) => {
                 self.wrote(name, size_bytes, version);
                 true
@@ -152,8 +152,7 @@ impl ObjectPlace {
                 self.forget_listing();
                 false
             }
-        };
-        Ok(created)
+        })
     }
 
     /// Writes a small object, whether it exists or not.

@@ -321,9 +321,10 @@ impl<'a> Service<'a> {
 
     fn look_every(&self) -> Duration {
         let dir = self.settings.dir(self.project.root());
-        match dir.map(|dir| store::location(&dir)) {
-            Some(Ok(Some(_))) => LOOK_EVERY_AT_OBJECTS,
-            _ => LOOK_EVERY,
+        if dir.is_some_and(|dir| store::is_remote(&dir)) {
+            LOOK_EVERY_AT_OBJECTS
+        } else {
+            LOOK_EVERY
         }
     }
 

@@ -206,26 +206,21 @@ impl Shared {
             expires: Some(until(&self.place)?),
             ..state.holder.clone()
         };
-        match write(&self.place, &renewed, Some(&state.version))? {
-            Some(version) => {
-                (state.holder, state.version) = (renewed, version);
-                state.renewed = began;
-                return Ok(());
-            }
+        let (holder, version) = match write(&self.place, &renewed, Some(&state.version))? {
+            Some(version) => (renewed, version),
             // The answer of an earlier renewal may have been lost.
             None => match read(&self.place)? {
-                Some((holder, version)) if holder.nonce == state.holder.nonce => {
-                    (state.holder, state.version) = (holder, version);
-                    state.renewed = began;
-                    return Ok(());
-                }
+                Some((holder, version)) if holder.nonce == state.holder.nonce => (holder, version),
                 found => {
                     let by = found.map_or("another process".into(), |(holder, _)| holder.owner);
-                    state.lost = Some(lost(&self.place, &by));
+                    let lost = lost(&self.place, &by);
+                    state.lost = Some(lost.clone());
+                    return Err(lost);
                 }
             },
-        }
-        state.lost.clone().map_or(Ok(()), Err)
+        };
+        (state.holder, state.version, state.renewed) = (holder, version, began);
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The store: a directory that holds archives.
+//! The store: a directory, or a prefix of an object store, that holds archives.
 //!
 //! ```text
 //! kg-backup-20240115-020000.tar.gz                  an archive (.enc.tar.gz if encrypted)
@@ -40,6 +40,7 @@ use std::{
 
 use jiff::Timestamp;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 #[cfg(not(without_internals))]
 pub use self::archive_file::ArchiveFile;
@@ -64,17 +65,20 @@ use crate::{
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
     system::paths::{self, resolve},
-    util::{atomic_file, operation::OperationContext, ownership},
+    util::{atomic_file, hex::hex, operation::OperationContext, ownership},
 };
 
 /// The tolerated difference between the clocks of machines that share a store.
 const CLOCK_TOLERANCE_MS: i64 = 10 * 60 * 1000;
 
+/// The length of [`Store::cache_name`] in bytes; it has two digits for each.
+pub const CACHE_NAME_BYTES: usize = 8;
+
 /// What to do if it is unclear how to encrypt a backup.
 pub const NAME_THE_READERS: &str = "name who can read this backup with `encryption.recipients` or \
                                     `encryption.passphraseFile`, or use `encrypt: false`";
 
-/// A directory of backups.
+/// A directory or a prefix of backups.
 #[derive(Debug, Clone)]
 pub struct Store {
     place: Place,
@@ -419,9 +423,15 @@ impl Store {
         project_root.join(STATE_DIR).join(BACKUPS_DIR)
     }
 
-    /// Returns the directory, for messages and results.
+    /// Returns the directory or the URL, for messages and results.
     pub fn dir(&self) -> &Path {
         self.place.address()
+    }
+
+    /// Returns the name of what a project keeps about this store.
+    pub fn cache_name(&self) -> String {
+        let digest = Sha256::digest(self.dir().as_os_str().as_encoded_bytes());
+        hex(&digest[..CACHE_NAME_BYTES])
     }
 
     /// Returns the directory, unless the store is in an object store.
@@ -549,6 +559,12 @@ impl Store {
 pub fn location(dir: &Path) -> Result<Option<Location>> {
     let url = dir.to_str().filter(|dir| Location::is_url(dir));
     url.map(Location::parse).transpose()
+}
+
+/// Returns whether `dir` is the URL of an object store. One that is not valid is an error of
+/// whoever opens it.
+pub fn is_remote(dir: &Path) -> bool {
+    matches!(location(dir), Ok(Some(_)))
 }
 
 /// Returns whether an object of a listing has another version than its sidecar says.

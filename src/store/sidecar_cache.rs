@@ -12,7 +12,6 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::{
     Store,
@@ -24,12 +23,10 @@ use crate::{
     error::{Error, Result},
     objects::Version,
     place::{FileState, Place},
-    util::{atomic_file, hex::hex, regular_file},
+    util::{atomic_file, regular_file},
 };
 
 const DIR: &str = "cache/sidecars";
-/// The length of the name of a file: the start of the SHA-256 of the URL.
-const NAME_BYTES: usize = 8;
 const MAX_LINE_BYTES: u64 = 1024 * 1024;
 /// How many stores are kept.
 const MAX_STORES: usize = 4;
@@ -132,7 +129,6 @@ fn remove_others(dir: &Path, own: &Path) {
 }
 
 fn path(store: &Store) -> Option<PathBuf> {
-    let digest = Sha256::digest(store.dir().as_os_str().as_encoded_bytes());
-    let name = format!("{}.jsonl", hex(&digest[..NAME_BYTES]));
+    let name = format!("{}.jsonl", store.cache_name());
     Some(store.home()?.state_dir().join(DIR).join(name))
 }

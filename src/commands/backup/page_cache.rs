@@ -14,7 +14,6 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -28,7 +27,7 @@ use crate::{
     error::Result,
     project::{PAGE_CACHE_DIR, Project, STATE_DIR},
     sqlite::page_hashes::PageFile,
-    store::{Backup, Store, described_beside, is_id},
+    store::{Backup, CACHE_NAME_BYTES, Store, described_beside, is_id},
     util::{atomic_file, hex::hex, regular_file},
     worker::{baseline::BaselineFile, known_files::KnownFiles},
 };
@@ -46,8 +45,6 @@ const FILES_SUFFIX: &str = ".files";
 /// The maximum number of stores whose newest backup is remembered. A cache takes about 4 MB for
 /// each GB of databases.
 const MAX_STORES: usize = 4;
-/// A directory is named by so many bytes of the SHA-256 of the path of its store.
-const STORE_NAME_BYTES: usize = 8;
 
 /// Writes the baseline of the cached backup into `scratch`, for a full backup or a snapshot.
 /// A database whose pages are those of a sound backup is not checked again.
@@ -107,9 +104,8 @@ pub(super) struct PageCache {
 
 impl PageCache {
     pub fn of(project: &Project, store: &Store) -> Self {
-        let digest = Sha256::digest(store.dir().as_os_str().as_bytes());
         PageCache {
-            dir: all_of(project).join(hex(&digest[..STORE_NAME_BYTES])),
+            dir: all_of(project).join(store.cache_name()),
         }
     }
 
@@ -256,7 +252,7 @@ fn id_of(name: &str) -> Option<&str> {
 /// Returns the directories of all stores.
 fn stores_in(all: &Path) -> impl Iterator<Item = PathBuf> {
     let is_store = |name: &String| {
-        name.len() == 2 * STORE_NAME_BYTES && name.bytes().all(|digit| digit.is_ascii_hexdigit())
+        name.len() == 2 * CACHE_NAME_BYTES && name.bytes().all(|digit| digit.is_ascii_hexdigit())
     };
     let names = names_in(all).into_iter().filter(is_store);
     names.map(|name| all.join(name))
