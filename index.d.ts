@@ -400,7 +400,8 @@ export declare class BackupManager {
    * not the safety backup of a repair. If `backupDir` contains backups of this project, only these
    * are considered. The link `latest.tar.gz` covers the backups of all projects.
    *
-   * @throws {KgError} `KG_NO_BACKUPS` if there is no backup
+   * @throws {KgError} `KG_NO_BACKUPS` if there is no backup, `KG_AMBIGUOUS` if the project lost its
+   *   id and the backups of its path come from several projects
    */
   getLatestBackup(): Promise<Backup>;
 
@@ -870,6 +871,11 @@ export interface Backup {
   emptied?: true;
   /** `true` if the backup can be opened only with a key; absent otherwise. */
   encrypted?: true;
+  /**
+   * The id of the project: 16 hexadecimal digits. Projects that share a store have different ids.
+   * Absent in archives that name no project.
+   */
+  projectId?: string;
   /** The id of the base of an incremental backup; absent otherwise. */
   basedOn?: string;
   /**
@@ -1058,6 +1064,7 @@ export interface Warning {
     | 'KG_WARN_HOOK'
     | 'KG_WARN_VECTORS'
     | 'KG_WARN_OTHER_PROJECT'
+    | 'KG_WARN_PROJECT_ID'
     | 'KG_WARN_SAME_FILE'
     | 'KG_WARN_WAL_NOT_IN_USE'
     | 'KG_WARN_PASSED_OVER'
@@ -1196,8 +1203,13 @@ export interface Manifest {
   basedOnChecksum?: string;
   /** The compression and its level, such as `gzip -6`; absent for a plain archive. */
   compression?: string;
-  /** A digest of the project's location, which distinguishes projects that share a store. */
+  /**
+   * The id of the project: 16 hexadecimal digits. It distinguishes projects that share a store. In
+   * backups of earlier releases, it is a digest of the project's path.
+   */
   project?: string;
+  /** A digest of the project's path: 16 hexadecimal digits. Absent in earlier releases. */
+  projectPath?: string;
   /** The program that made the backup. */
   tool: { name: string; version: string };
 }
@@ -1838,6 +1850,7 @@ export type KgErrorCode =
   | 'KG_STORE_UNREACHABLE'
   | 'KG_STORE_DENIED'
   | 'KG_STORE_CHANGED'
+  | 'KG_AMBIGUOUS'
   | 'KG_NO_BACKUPS'
   | 'KG_BACKUP_NOT_FOUND'
   | 'KG_NOT_A_BACKUP'

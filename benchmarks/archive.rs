@@ -205,6 +205,7 @@ fn manifest(totals: Totals) -> Manifest {
         encrypted: false,
         recipients: Vec::new(),
         project: None,
+        project_path: None,
         tool: Tool::this(),
         archive: None,
     }

@@ -84,6 +84,8 @@ codes! {
     NoBackups = "KG_NO_BACKUPS", exit 4;
     /// No backup has that id, or no file has that name.
     BackupNotFound = "KG_BACKUP_NOT_FOUND", exit 4;
+    /// The name may mean backups of several projects.
+    Ambiguous = "KG_AMBIGUOUS", exit 4;
     /// The file is not an archive of this tool.
     NotABackup = "KG_NOT_A_BACKUP", exit 5;
     /// The archive, or a file in the same directory that belongs to it, differs from what was
@@ -458,6 +460,9 @@ pub enum WarningCode {
     /// The restored backup belongs to another project, or to this project at another path.
     #[serde(rename = "KG_WARN_OTHER_PROJECT")]
     OtherProject,
+    /// The id of the project cannot be read or created, so only its path identifies its backups.
+    #[serde(rename = "KG_WARN_PROJECT_ID")]
+    ProjectId,
     /// A database has another name in the project and is saved only once.
     #[serde(rename = "KG_WARN_SAME_FILE")]
     SameFile,

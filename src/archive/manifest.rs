@@ -10,7 +10,7 @@ use super::{errors::not_a_backup, file_list::FileListSummary};
 use crate::{
     error::{Code, Error, Result, Warning},
     objects::Version,
-    project::{CONFIG_FILE, Component, entry_names::DATABASE_ENTRY},
+    project::{CONFIG_FILE, Component, entry_names::DATABASE_ENTRY, identity::Origin},
     sqlite::check::Integrity,
     util::{
         digest::Sha256Digest,
@@ -114,9 +114,13 @@ pub struct Manifest {
     /// Compression of the archive, such as `gzip -6`. Absent if it is not compressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,
-    /// Digest of the project's location, which distinguishes projects that share a store.
+    /// The id of the project, see [`Origin::project`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
+    /// Digest of the path of the project. Absent in manifests of earlier releases, whose `project`
+    /// has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project_path: Option<String>,
     pub tool: Tool,
     /// Set only in a sidecar, because an archive cannot contain its own digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -246,6 +250,13 @@ impl Manifest {
             .unwrap_or_else(|_| unreachable!("a manifest has no map with odd keys"));
         json.push(b'\n');
         json
+    }
+
+    /// Returns the project that the backup was made of.
+    pub fn origin(&self) -> Option<Origin> {
+        let project = self.project.clone()?;
+        let path = self.project_path.clone().unwrap_or_else(|| project.clone());
+        Some(Origin { project, path })
     }
 
     /// Returns the manifest as it is inside the archive.

@@ -593,7 +593,8 @@ fn mark(flaw: &Flaw) -> &'static str {
 
 /// Returns the marks of a backup, each with a space after it. `broken` says why its chain is broken.
 fn marks(backup: &Backup, store: &Store, broken: Option<&str>) -> String {
-    let is_other = store.home().is_some() && !store.is_own(backup);
+    let is_other = store.home().is_some() && !store.is_of_project(backup);
+    let is_moved = store.home().is_some() && !is_other && !store.is_own(backup);
     let chain = broken.map(|why| {
         format!(
             "[chain broken: {}] ",
@@ -605,7 +606,8 @@ fn marks(backup: &Backup, store: &Store, broken: Option<&str>) -> String {
         Some(reason) => format!("[pinned: {}] ", one_line(reason)),
     });
     let marks = [
-        is_other.then(|| "[other project] ".into()),
+        is_other.then(|| of_other(backup)),
+        is_moved.then(|| "[other path] ".into()),
         backup.encrypted.then(|| "[encrypted] ".into()),
         backup.safety_backup.then(|| "[safety backup] ".into()),
         backup
@@ -616,6 +618,13 @@ fn marks(backup: &Backup, store: &Store, broken: Option<&str>) -> String {
         pinned,
     ];
     marks.into_iter().flatten().collect()
+}
+
+fn of_other(backup: &Backup) -> String {
+    match &backup.project_id {
+        Some(id) => format!("[other project: {id}] "),
+        None => "[other project] ".into(),
+    }
 }
 
 /// Joins the lines of a text that a user wrote, so that none of them can look like a backup in the

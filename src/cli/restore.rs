@@ -23,7 +23,7 @@ use crate::{
     config::{Settings, backup_config::DEFAULT_UNDO_RETENTION_DAYS},
     error::{Error, Result},
     place::Archive,
-    project::{Component, Project, STATE_DIR},
+    project::{Component, Project, STATE_DIR, identity::Kinship},
     store::described_beside,
     worker::{client::WorkerMode, restore::salvage::UNDO_OF},
 };
@@ -169,10 +169,8 @@ fn assert_meant(root: &Path, archive: &Archive) -> Result<()> {
     {
         return Ok(());
     }
-    if described_beside(archive)?
-        .and_then(|manifest| manifest.project)
-        .is_some_and(|of| of == project.id())
-    {
+    let origin = described_beside(archive)?.and_then(|manifest| manifest.origin());
+    if project.identity().kinship(origin.as_ref()) != Kinship::Other {
         return Ok(());
     }
     let message = format!(

@@ -91,7 +91,7 @@ pub fn consolidate(
     // The full backup at the start of the chain contains most of the blocks.
     let earlier = reuse_source(
         store,
-        state.manifest.project.as_deref(),
+        state.manifest.origin().as_ref(),
         BackupType::Full,
         compression,
         &context.cancel,

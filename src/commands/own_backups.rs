@@ -2,7 +2,7 @@
 
 use crate::{
     error::Result,
-    project::Project,
+    project::{Project, identity::Kinship},
     store::{Backup, Store},
 };
 
@@ -11,11 +11,11 @@ pub fn own_backups(store: &Store, project: &Project) -> Result<Vec<Backup>> {
     Ok(own_among(store.read()?.backups, project))
 }
 
-/// Returns those of `backups` that belong to the project.
+/// Returns those of `backups` that the project made at its present path.
 pub fn own_among(backups: Vec<Backup>, project: &Project) -> Vec<Backup> {
-    let own = project.id();
+    let identity = project.identity();
     backups
         .into_iter()
-        .filter(|backup| backup.project.as_ref() == Some(&own))
+        .filter(|backup| identity.kinship(backup.origin.as_ref()) == Kinship::Own)
         .collect()
 }

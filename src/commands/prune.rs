@@ -2,7 +2,7 @@
 //!
 //! A dry run reports exactly what a run would do.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -12,6 +12,7 @@ use crate::{
     store::{
         Backup, Removal, Store, StoreLock,
         retention::{Decision, Policy, bases, decide, places},
+        shared::by_origin,
     },
     util::{operation::OperationContext, unsupported},
 };
@@ -119,20 +120,16 @@ fn by_project(
     backups: Vec<Backup>,
     warnings: &mut Vec<Warning>,
 ) -> Vec<Vec<Backup>> {
-    if store.home().is_none() {
-        let mut groups: BTreeMap<Option<String>, Vec<Backup>> = BTreeMap::new();
-        for backup in backups {
-            groups
-                .entry(backup.project.clone())
-                .or_default()
-                .push(backup);
-        }
+    let total = backups.len();
+    let mut groups = by_origin(backups);
+    let Some(home) = store.home() else {
         return groups.into_values().collect();
-    }
-    let (own, others): (Vec<Backup>, Vec<Backup>) =
-        backups.into_iter().partition(|backup| store.is_own(backup));
-    if !others.is_empty() {
-        let (count, dir) = (others.len(), store.dir().display());
+    };
+    let own = groups
+        .remove(&Some(home.identity().origin()))
+        .unwrap_or_default();
+    if own.len() < total {
+        let (count, dir) = (total - own.len(), store.dir().display());
         let message = format!(
             "{count} backups in {dir} belong to other projects, or to this project before it was \
              moved, and were not pruned. Outside of any project, `kg diag prune --output {dir}` \
@@ -152,15 +149,12 @@ pub fn apply_after(
     listed: Vec<Backup>,
     made: &Backup,
 ) -> PruneResult {
-    let backups = listed
-        .iter()
-        .filter(|backup| backup.project == made.project)
-        .cloned()
-        .collect();
+    let own = by_origin(listed.clone()).remove(&made.origin);
+    let mut removal = store.removal(lock, listed);
     apply(
         store,
-        &mut store.removal(lock, listed),
-        backups,
+        &mut removal,
+        own.unwrap_or_default(),
         policy,
         Some(&made.id),
     )

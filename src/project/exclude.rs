@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use super::{BACKUPS_DIR, HOOKS_FILE, STAGING_PREFIX, UNDO_DIR, pattern::Patterns};
+use super::{
+    BACKUPS_DIR, HOOKS_FILE, STAGING_PREFIX, UNDO_DIR, identity::ID_FILE, pattern::Patterns,
+};
 use crate::{
     error::{Result, Warning, WarningCode},
     util::atomic_file::PARTIAL_PREFIX,
@@ -57,10 +59,10 @@ pub fn is_of_restore(name: &str, is_dir: bool) -> bool {
 }
 
 /// Returns whether this item is reserved: an archive may not contain it, and a restore does not
-/// touch it. These are the items that restores keep, and the file that decides which commands run
-/// here. `name` is directly below `.kg/`.
+/// touch it. These are the items that restores keep, the file that decides which commands run here,
+/// and the id of the project. `name` is directly below `.kg/`.
 pub fn is_reserved(name: &str, is_dir: bool) -> bool {
-    name == HOOKS_FILE || is_of_restore(name, is_dir)
+    name == HOOKS_FILE || name == ID_FILE || is_of_restore(name, is_dir)
 }
 
 /// Returns whether this item is a by-product of the host or of this tool. `name` is directly below

@@ -9,6 +9,7 @@ pub mod discover;
 pub mod entry_names;
 pub mod exclude;
 pub mod file_state;
+pub mod identity;
 pub mod json;
 pub mod names;
 pub mod pattern;
@@ -18,14 +19,10 @@ pub mod source_list;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use self::identity::Identity;
+use crate::error::{Code, Error, Result};
 pub use crate::system::paths::{STAGING_PREFIX, STATE_DIR};
-use crate::{
-    error::{Code, Error, Result},
-    system::paths::resolve,
-    util::hex::hex,
-};
 
 /// The configuration, below the state directory.
 pub const CONFIG_FILE: &str = "config.json";
@@ -92,16 +89,9 @@ impl Project {
         self.root.join(STATE_DIR)
     }
 
-    /// Returns an id that distinguishes projects that share a store without revealing their paths.
-    /// It is a digest of the project's path.
-    pub fn id(&self) -> String {
-        Project::id_at(&self.root)
-    }
-
-    /// Returns the id that a project at `root` has or would have.
-    pub fn id_at(root: &Path) -> String {
-        use std::os::unix::ffi::OsStrExt;
-        hex(&Sha256::digest(resolve(root).as_os_str().as_bytes())[..8])
+    /// Reads the id of the project.
+    pub fn identity(&self) -> Identity {
+        Identity::at(&self.root)
     }
 }
 

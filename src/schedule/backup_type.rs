@@ -104,7 +104,8 @@ mod tests {
             pinned: None,
             linked_to: None,
             is_replaced: false,
-            project: None,
+            project_id: None,
+            origin: None,
         }
     }
 

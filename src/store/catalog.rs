@@ -18,7 +18,7 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     objects::Location,
     place::{Archive, Place},
-    project::Component,
+    project::{Component, identity::Kinship},
     util::regular_file,
 };
 
@@ -124,7 +124,7 @@ impl Store {
     pub fn latest(&self) -> Result<Backup> {
         self.assert_meant()?;
         let Listing { backups, unlisted } = self.read()?;
-        let latest = usable::latest(&self.preferred(backups)).cloned();
+        let latest = usable::latest(&self.unambiguous(backups)?).cloned();
         assert_none_unread_after(&unlisted, latest.as_ref())?;
         latest.map_or_else(|| Err(self.empty()?), Ok)
     }
@@ -179,7 +179,7 @@ impl Store {
         self.assert_meant()?;
         let holds = |backup: &&Backup| only.iter().any(|component| backup.contents.has(*component));
         let Listing { backups, unlisted } = self.read()?;
-        let backups = self.preferred(backups);
+        let backups = self.unambiguous(backups)?;
         let newest = usable::good(&backups)
             .into_iter()
             .map(|place| &backups[place])
@@ -187,19 +187,6 @@ impl Store {
             .cloned();
         assert_none_unread_after(&unlisted, newest.as_ref())?;
         newest.map_or_else(|| self.latest(), Ok)
-    }
-
-    /// Returns the backups of the requested project, or all of them if it has none.
-    pub fn preferred(&self, backups: Vec<Backup>) -> Vec<Backup> {
-        let (own, others): (Vec<Backup>, Vec<Backup>) =
-            backups.into_iter().partition(|backup| self.is_own(backup));
-        if own.is_empty() { others } else { own }
-    }
-
-    /// Returns whether a backup belongs to the requested project. If none was requested, every
-    /// backup does.
-    pub fn is_own(&self, backup: &Backup) -> bool {
-        self.project.is_none() || backup.project == self.project
     }
 
     /// Returns the archive that `reference` names: a path, `latest`, an id, or the file name of an
@@ -268,8 +255,11 @@ impl Store {
         let of = described_beside(&archive)
             .ok()
             .flatten()
-            .and_then(|manifest| manifest.project);
-        let is_of_another = self.project.is_some() && of.is_some() && of != self.project;
+            .and_then(|manifest| manifest.origin());
+        let is_of_another = self
+            .project
+            .as_ref()
+            .is_some_and(|project| of.is_some() && project.kinship(of.as_ref()) == Kinship::Other);
         let id = names::id_of_archive(name).filter(|_| !is_of_another)?;
         Some(Unlisted { id, archive, flaw })
     }
@@ -313,10 +303,10 @@ impl Store {
         let has_several = || {
             backups
                 .iter()
-                .any(|backup| backup.project != chosen.project)
+                .any(|backup| backup.project_id != chosen.project_id)
         };
         let may_be_meant = |target: &Path| is_new_place(target) && !has_several();
-        let is_other = !self.is_own(&chosen)
+        let is_other = !self.is_of_project(&chosen)
             && (self.home.is_some() || target.is_some_and(|target| !may_be_meant(target)));
         let of_another = is_other.then(|| {
             let (id, dir) = (&chosen.id, store.dir().display());
@@ -329,7 +319,7 @@ impl Store {
         });
         let alike = backups
             .into_iter()
-            .filter(|backup| backup.project == chosen.project)
+            .filter(|backup| backup.origin == chosen.origin)
             .collect::<Vec<_>>();
         let passed = usable::passed_over(&alike, &unlisted, &chosen);
         usable::passed_over_warning(&passed, &chosen)

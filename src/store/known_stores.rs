@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Backup, Flaw, Store, Unlisted};
 use crate::{
     error::{Error, Result, Warning, WarningCode, plain},
-    project::{PAGE_CACHE_DIR, Project},
+    project::{PAGE_CACHE_DIR, Project, identity::path_digest},
     util::{atomic_file, regular_file},
 };
 
@@ -26,8 +26,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct KnownStores {
-    /// The id of the project. After a move, the project has a new id and the old counts are
-    /// ignored.
+    /// Digest of the path of the project. After a move, the counts are ignored.
     project: String,
     /// The number of backups by store directory.
     stores: BTreeMap<String, usize>,
@@ -42,7 +41,7 @@ impl KnownStores {
             opened => regular_file::read(&opened?, MAX_BYTES)?,
         };
         let held: KnownStores = serde_json::from_slice(&text)?;
-        Ok(if held.project == project.id() {
+        Ok(if held.project == path_digest(project.root()) {
             held
         } else {
             KnownStores::none(project)
@@ -51,7 +50,7 @@ impl KnownStores {
 
     fn none(project: &Project) -> Self {
         KnownStores {
-            project: project.id(),
+            project: path_digest(project.root()),
             ..KnownStores::default()
         }
     }

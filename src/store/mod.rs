@@ -18,12 +18,14 @@ mod archive_file;
 mod catalog;
 pub mod chain;
 mod draft;
+mod encryption_policy;
 pub mod known_stores;
 mod lease;
 mod lock;
 mod names;
 mod pins;
 pub mod retention;
+pub mod shared;
 mod sidecar;
 mod sidecar_cache;
 mod sweep;
@@ -46,6 +48,7 @@ use sha2::{Digest, Sha256};
 pub use self::archive_file::ArchiveFile;
 pub use self::{
     catalog::{Flaw, Listing, Unlisted},
+    encryption_policy::EncryptionPolicy,
     lock::StoreLock,
     names::is_id,
     pins::Pin,
@@ -62,7 +65,10 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     objects::{Conditions, Location, StorageOptions, Version},
     place::{self, Archive, FileState, Place},
-    project::{BACKUPS_DIR, Project, STATE_DIR},
+    project::{
+        BACKUPS_DIR, Project, STATE_DIR,
+        identity::{Identity, Origin},
+    },
     sqlite::check::Integrity,
     system::paths::{self, resolve},
     util::{atomic_file, hex::hex, operation::OperationContext, ownership},
@@ -82,8 +88,8 @@ pub const NAME_THE_READERS: &str = "name who can read this backup with `encrypti
 #[derive(Debug, Clone)]
 pub struct Store {
     place: Place,
-    /// The id of the project whose backups are requested.
-    project: Option<String>,
+    /// The project whose backups are requested.
+    project: Option<Identity>,
     /// That project, if it exists.
     home: Option<Project>,
     keys: Keys,
@@ -99,31 +105,6 @@ pub struct Doubt {
     pub why: Error,
     /// Another store is likely to be the intended one, so nothing is read from this one either.
     pub hides_another: bool,
-}
-
-/// Whether new archives are encrypted, as decided by the call and the settings together. See
-/// `commands::configured::encrypts`.
-///
-/// A plain archive never follows an encrypted one unless the call itself asks for a plain archive.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub enum EncryptionPolicy {
-    /// Neither the call nor the settings mention encryption.
-    #[default]
-    Unasked,
-    /// The settings contain a key, which names the readers, but do not ask for encryption.
-    KeyAlone,
-    /// The settings turn encryption off. They may do so for one store while another one is
-    /// encrypted.
-    TurnedOff,
-    /// The call asks for a plain archive.
-    Never,
-    Yes,
-    /// The settings cannot be read, so the backup is refused with this error.
-    Unread(Error),
-    /// The settings cannot be read, but the backup before a repair is still made.
-    UnreadInRecovery(Error),
-    /// An encryption setting is present but invalid, so the backup is refused with this error.
-    Undecided(Error),
 }
 
 /// A backup in the store, as its manifest describes it.
@@ -182,9 +163,12 @@ pub struct Backup {
     /// same, for example after a copy between stores.
     #[serde(skip)]
     pub is_replaced: bool,
-    /// The project id. It distinguishes projects that share a store.
+    /// The id of the project, which distinguishes projects that share a store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project_id: Option<String>,
+    /// The id of the project, and the path that it had.
     #[serde(skip)]
-    pub project: Option<String>,
+    pub origin: Option<Origin>,
 }
 
 impl Store {
@@ -227,7 +211,7 @@ impl Store {
     /// its `.kg` is lost.
     pub fn for_project(self, root: &Path) -> Self {
         Store {
-            project: paths::absolute(root).ok().map(|root| Project::id_at(&root)),
+            project: paths::absolute(root).ok().map(|root| Identity::at(&root)),
             home: Project::open(root).ok(),
             ..self
         }
@@ -331,91 +315,6 @@ impl Store {
              `encryption.requireEncryption` refuses such a backup"
         );
         (is_expected && is_plain()).then(|| Warning::new(WarningCode::NotEncrypted, message))
-    }
-
-    pub fn encrypts(&self) -> bool {
-        self.encrypts == EncryptionPolicy::Yes
-    }
-
-    /// Returns whether a new archive is plain unless another rule forbids it.
-    pub fn may_be_plain(&self) -> bool {
-        use EncryptionPolicy::{KeyAlone, Never, TurnedOff, Unasked, UnreadInRecovery};
-        matches!(
-            self.encrypts,
-            Unasked | KeyAlone | UnreadInRecovery(_) | TurnedOff | Never
-        )
-    }
-
-    /// Fails if unintended readers could read a new archive, or if it could not be encrypted.
-    /// `was_encrypted` is the project's record of its newest backup, which may be in another store.
-    pub fn check_encryption_policy(&self, was_encrypted: bool) -> Result<()> {
-        let follows_encrypted = |remembered: bool| -> Result<bool> {
-            Ok((remembered && was_encrypted)
-                || self.newest_own()?.is_some_and(|newest| newest.encrypted))
-        };
-        match &self.encrypts {
-            EncryptionPolicy::Never => Ok(()),
-            EncryptionPolicy::Yes => self.keys.assert_encrypting(),
-            EncryptionPolicy::Undecided(error) => Err(error.clone()),
-            EncryptionPolicy::Unread(error) | EncryptionPolicy::UnreadInRecovery(error)
-                if follows_encrypted(true)? =>
-            {
-                Err(first_plain(Some(error)))
-            }
-            EncryptionPolicy::Unasked | EncryptionPolicy::KeyAlone if follows_encrypted(true)? => {
-                Err(first_plain(None))
-            }
-            EncryptionPolicy::TurnedOff if follows_encrypted(false)? => Err(first_plain(None)),
-            EncryptionPolicy::Unread(error) => Err(error.clone()),
-            EncryptionPolicy::Unasked
-            | EncryptionPolicy::KeyAlone
-            | EncryptionPolicy::UnreadInRecovery(_)
-            | EncryptionPolicy::TurnedOff => Ok(()),
-        }
-    }
-
-    /// Warns that a plain backup is made although the settings name a key for it.
-    pub fn key_without_encryption(&self) -> Option<Warning> {
-        let message = "It is not encrypted: the settings name who could read it \
-                       (`backup.passphraseFile`, `backup.recipients`), but they do not turn \
-                       encryption on. Run `kg config set backup.encrypt true` to encrypt backups, \
-                       or set `false` to confirm plain backups";
-        (self.encrypts == EncryptionPolicy::KeyAlone)
-            .then(|| Warning::new(WarningCode::NotEncrypted, message))
-    }
-
-    /// Returns the newest backup that the project made for itself. The backup before a repair
-    /// counts only if there is no other.
-    fn newest_own(&self) -> Result<Option<Backup>> {
-        // A path that cannot become a directory is refused later, when the directory is created.
-        if self.place.directory().is_some_and(|dir| !dir.is_dir()) {
-            return Ok(None);
-        }
-        let Listing {
-            backups: listed,
-            unlisted,
-        } = self.read()?;
-        let mut own: Vec<Backup> = listed
-            .iter()
-            .filter(|backup| self.is_own(backup))
-            .cloned()
-            .collect();
-        // Backups inside a project belong to it, even if the project was moved.
-        if own.is_empty() && self.dir().ends_with(Path::new(STATE_DIR).join(BACKUPS_DIR)) {
-            own = listed;
-        }
-        let regular = own
-            .iter()
-            .position(|backup| !backup.safety_backup)
-            .unwrap_or(0);
-        let newest = own.into_iter().nth(regular);
-        // An encrypted archive is recognized by its name alone.
-        let encrypted = unlisted
-            .into_iter()
-            .filter(Unlisted::is_encrypted)
-            .collect::<Vec<_>>();
-        catalog::assert_none_unread_after(&encrypted, newest.as_ref())?;
-        Ok(newest)
     }
 
     /// Returns `.kg/backups` of the project.
@@ -594,28 +493,11 @@ fn dir_invalid(dir: &Path, what: &str) -> Error {
 
 /// Returns the error for a plain archive that would follow encrypted ones without the caller's
 /// request. `cause` is why the settings do not count.
-fn first_plain(cause: Option<&Error>) -> Error {
-    let (why, remedy) = match cause {
-        Some(cause) => (format!("{}. ", cause.message), cause.remedy.as_str()),
-        None => (
-            String::new(),
-            "Correct `backup.encrypt` and the keys in the settings (`kg config show`)",
-        ),
-    };
-    Error::new(
-        Code::KeyInvalid,
-        format!(
-            "{why}The newest backup of this project is encrypted, but no setting or option says \
-             how to encrypt the next one"
-        ),
-        format!("{remedy}; or {NAME_THE_READERS}"),
-    )
-}
-
 impl Backup {
     /// Builds the backup from the sidecar of its archive, or returns `None` if the manifest does not
     /// describe the archive.
     fn new(archive: Archive, manifest: Manifest) -> Option<Self> {
+        let origin = manifest.origin();
         let record = manifest.archive?;
         let pinned = pins::pin_beside(&archive);
         // The name also marks an encrypted archive, in case the manifest does not.
@@ -652,7 +534,8 @@ impl Backup {
             linked_to: None,
             is_replaced: is_replaced(&archive, record.object.as_ref()),
             archive,
-            project: manifest.project,
+            project_id: manifest.project.clone(),
+            origin,
         })
     }
 

@@ -248,6 +248,18 @@ pub fn write_shared(path: &Path, content: &[u8]) -> Result<()> {
     write_as(TempFile::with_mode(parent(path), 0o644)?, path, content)
 }
 
+/// Works like [`write_shared`], but fails if the file exists.
+pub fn write_new(path: &Path, content: &[u8]) -> Result<()> {
+    let failed = |cause| Error::io("write", path, cause);
+    let mut file = TempFile::with_mode(parent(path), 0o644)?;
+    file.write_all(content).map_err(failed)?;
+    unsupported::sync(&file.file, path).map_err(failed)?;
+    let new = around(path, "write")?;
+    move_new(&file.place, &new, EntryHandle::rename_new).map_err(failed)?;
+    file.is_published = true;
+    new.dir().sync()
+}
+
 /// Works like [`write`], for a file that a later run obeys. It keeps the user who wrote it as its
 /// owner, as proof that no other user wrote it. Every user may read it. `content` writes it piece
 /// by piece, because it may be long.

@@ -9,6 +9,7 @@ use crate::{
     },
     config::backup_config::BackupOptions,
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
+    project::identity::{Identity, Kinship},
     store::{Store, good},
     worker::protocol::Saved,
 };
@@ -56,6 +57,7 @@ pub(super) fn describe(
         encrypted: false,
         recipients: Vec::new(),
         project: None,
+        project_path: None,
         tool: Tool::this(),
         archive: None,
     }
@@ -63,13 +65,14 @@ pub(super) fn describe(
 
 /// Warns of a graph database without tables. Returns `true` if the new backup is not a good one:
 /// the database has 0 bytes, or an earlier good backup of the project has tables.
-pub(super) fn note_empty(saved: &mut Saved, project: &str, store: &Store) -> Result<bool> {
+pub(super) fn note_empty(saved: &mut Saved, identity: &Identity, store: &Store) -> Result<bool> {
     if saved.table_count != Some(0) {
         return Ok(false);
     }
     let mut listed = store.read()?.backups;
     listed.retain(|backup| {
-        backup.project.as_ref().is_none_or(|of| of == project) && backup.contents.database
+        let of = backup.origin.as_ref();
+        (of.is_none() || identity.kinship(of) <= Kinship::Moved) && backup.contents.database
     });
     let had_tables = |place: &usize| listed[*place].stats.table_count != Some(0);
     let earlier = good(&listed)

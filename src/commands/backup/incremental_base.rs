@@ -23,7 +23,10 @@ use crate::{
     commands::own_backups::own_backups,
     error::{Code, Error, Result},
     place::{Archive, Bytes, Place},
-    project::Project,
+    project::{
+        Project,
+        identity::{Kinship, Origin},
+    },
     sqlite::page_hashes::PageFileWriter,
     store::{
         Backup, Store,
@@ -86,7 +89,7 @@ fn open(
     let unusable = |what: &str| unusable(&backup, what);
     let missing = || unusable("its manifest is missing");
     let mut manifest = described_beside(&backup.archive)?.ok_or_else(missing)?;
-    if manifest.project.as_ref() != Some(&project.id()) {
+    if project.identity().kinship(manifest.origin().as_ref()) != Kinship::Own {
         return Err(unusable(
             "it belongs to another project, or this project was moved",
         ));
@@ -297,7 +300,7 @@ fn is_unchanged(
 /// type and compression.
 pub fn reuse_source(
     store: &Store,
-    project: Option<&str>,
+    origin: Option<&Origin>,
     kind: BackupType,
     compression: Compression,
     cancel: &CancelToken,
@@ -312,7 +315,11 @@ pub fn reuse_source(
             continue;
         }
         let is_alike = |manifest: &Manifest| {
-            manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
+            let is_similar = manifest
+                .origin()
+                .zip(origin)
+                .is_some_and(|(of, origin)| of.resembles(origin));
+            is_similar && manifest.compression.as_ref() == Some(&name)
         };
         let archive = described_beside(&backup.archive)?
             .filter(is_alike)

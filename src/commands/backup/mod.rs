@@ -28,7 +28,7 @@ use crate::{
     commands::{own_backups::own_backups, prune::PruneResult},
     config::backup_config::BackupOptions,
     error::{Error, Result},
-    project::{Project, exclude::Exclusion},
+    project::{Project, exclude::Exclusion, identity::Identity},
     store::{Backup, Store, known_stores},
     util::{operation::OperationContext, unsupported},
     worker::client::{Worker, WorkerMode},
@@ -84,6 +84,9 @@ pub fn create_backup(
     if store.directory().is_none() {
         check_policy()?;
     }
+    let (_, unidentified) = Identity::ensure(&project);
+    warnings.extend(unidentified);
+    let store = &store.clone().for_project(project.root());
     let is_full = options.kind != BackupType::Incremental;
     warnings.extend(store.clean_up(&lock, is_full, context)?);
     warnings.extend(store.unconditional_warning()?);

@@ -25,7 +25,7 @@ use crate::{
         reader::MAX_TEXT_BYTES,
     },
     error::Result,
-    project::{PAGE_CACHE_DIR, Project, STATE_DIR},
+    project::{PAGE_CACHE_DIR, Project, STATE_DIR, identity::Kinship},
     sqlite::page_hashes::PageFile,
     store::{Backup, CACHE_NAME_BYTES, Store, described_beside, is_id},
     util::{atomic_file, hex::hex, regular_file},
@@ -55,7 +55,7 @@ pub(super) fn load(
     project: &Project,
     scratch: &Path,
 ) -> Result<Option<(PathBuf, String)>> {
-    let (own, cache) = (project.id(), PageCache::of(project, store));
+    let (own, cache) = (project.identity(), PageCache::of(project, store));
     for backup in store.read()?.backups {
         if !cache.copy_hashes(&backup, scratch) {
             continue;
@@ -65,7 +65,8 @@ pub(super) fn load(
         } else {
             described_beside(&backup.archive)?
         };
-        let manifest = manifest.filter(|manifest| manifest.project.as_ref() == Some(&own));
+        let manifest =
+            manifest.filter(|manifest| own.kinship(manifest.origin().as_ref()) == Kinship::Own);
         let summary = manifest.as_ref().and_then(|manifest| manifest.file_list);
         let Some((manifest, summary)) = manifest.zip(summary) else {
             return Ok(None);

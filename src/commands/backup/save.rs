@@ -85,8 +85,9 @@ impl Run<'_> {
         let mut archive =
             ArchiveWriter::new(new.sink()?, options.compression, source, new.scratch())?;
         let mut saved = self.receive(request, &mut archive, base, &new)?;
-        let own = self.project.id();
-        let was_emptied = note_empty(&mut saved, &own, store)?;
+        let identity = self.project.identity();
+        let was_emptied = note_empty(&mut saved, &identity, store)?;
+        let origin = identity.origin();
         if options.strict {
             assert_complete(&saved.warnings, was_emptied)?;
         }
@@ -96,7 +97,8 @@ impl Run<'_> {
             // The worker and the archive have computed the list of a full backup each on their own.
             is_as_listed = base.is_some() || totals.file_list == saved.listed.summary;
             let mut manifest = describe(&new.id, at, plan.kind, options, totals, saved);
-            manifest.project = Some(own);
+            manifest.project = Some(origin.project);
+            manifest.project_path = Some(origin.path);
             manifest.recipients = recipients;
             manifest.incomplete |= was_emptied;
             manifest.emptied = was_emptied;
@@ -139,10 +141,15 @@ impl Run<'_> {
         match &plan.reuse {
             Reuse::None => {}
             Reuse::Previous => {
-                let (own, compression) = (project.id(), self.options.compression);
-                prepared.source =
-                    reuse_source(store, Some(&own), plan.kind, compression, &context.cancel)?
-                        .map(Arc::new);
+                let (origin, compression) = (project.identity().origin(), self.options.compression);
+                prepared.source = reuse_source(
+                    store,
+                    Some(&origin),
+                    plan.kind,
+                    compression,
+                    &context.cancel,
+                )?
+                .map(Arc::new);
                 if let Some((known, checksum)) = page_cache::load(store, project, new.scratch())? {
                     request.known = Some(known);
                     let source = prepared.source.as_ref();

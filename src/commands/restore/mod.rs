@@ -27,7 +27,11 @@ use crate::{
     config::backup_config::{DEFAULT_LOCK_TIMEOUT, DEFAULT_UNDO_RETENTION_DAYS},
     error::{Error, Result, Warning, WarningCode},
     place::Archive,
-    project::{Component, Project, STATE_DIR, pattern},
+    project::{
+        Component, Project, STATE_DIR,
+        identity::{Identity, Kinship},
+        pattern,
+    },
     sqlite::check::IntegrityStatus,
     store::{
         Store,
@@ -81,6 +85,12 @@ impl RestoreOptions {
             lock_timeout: DEFAULT_LOCK_TIMEOUT,
             undo_retention_days: DEFAULT_UNDO_RETENTION_DAYS,
         }
+    }
+
+    /// Returns whether the target becomes the project of the backup: it gets the database.
+    fn makes_it_that_project(&self) -> bool {
+        let has_database = |only: &Vec<Component>| only.contains(&Component::Database);
+        !self.dry_run && self.paths.is_none() && self.only.as_ref().is_none_or(has_database)
     }
 }
 
@@ -160,6 +170,9 @@ fn restore_through(
     warnings.extend(request.unmatched_patterns(&manifest));
     let applied = apply(&request, staging, worker_mode, options, context)?;
     staging.succeeded();
+    if options.makes_it_that_project() {
+        warnings.extend(take_over_id(target, &manifest));
+    }
 
     warnings.extend(flaws(&manifest));
     warnings.extend(applied.warnings);
@@ -397,13 +410,24 @@ fn flaws(manifest: &Manifest) -> Vec<Warning> {
     incomplete.into_iter().chain(damaged).collect()
 }
 
+/// Gives a project without an id that of the backup, so that its next backups continue the earlier
+/// ones.
+fn take_over_id(target: &Path, manifest: &Manifest) -> Option<Warning> {
+    let (project, origin) = (Project::open(target).ok()?, manifest.origin()?);
+    let error = Identity::adopt(&project, &origin).err()?;
+    let message = format!(
+        "The restored project did not get its id, so its next backups do not continue the earlier \
+         ones: {}",
+        error.message
+    );
+    Some(Warning::new(WarningCode::ProjectId, message))
+}
+
 /// Warns of a backup of another project, because projects may share a store.
 fn of_another_project(target: &Path, manifest: &Manifest) -> Option<Warning> {
     let target = Project::open(target).ok().filter(|target| {
-        manifest
-            .project
-            .as_ref()
-            .is_some_and(|of| *of != target.id())
+        let origin = manifest.origin();
+        origin.is_some() && target.identity().kinship(origin.as_ref()) == Kinship::Other
     })?;
     let message = format!(
         "{} belongs to another project than {}, or to this project before it was moved. To undo, run \

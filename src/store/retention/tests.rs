@@ -49,7 +49,8 @@ fn backup(hours_old: i64, good: bool) -> Backup {
         pinned: None,
         linked_to: None,
         is_replaced: false,
-        project: None,
+        project_id: None,
+        origin: None,
     }
 }
 
