@@ -44,8 +44,8 @@ const USERS = {
 };
 /** These users run all of the commands. The others run only the commands in `looks`. */
 const THOROUGH = ['root', 'a user who may write as a member of the group'];
-/** A backup stores page hashes and its history here. */
-const isOwn = (file) => file === 'project/.kg/cache';
+/** A backup stores page hashes and its history in the cache. The first one creates the id. */
+const isOwn = (file) => ['project/.kg/cache', 'project/.kg/backup-project-id'].includes(file);
 
 /**
  * Makes a project of `OWNER` that the group may write. The process that made the databases has

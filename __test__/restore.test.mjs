@@ -142,7 +142,7 @@ describe('parts', () => {
   test('`only` selects any of the parts, and refuses one that the backup does not contain', async () => {
     const { manager } = await setUp();
     const expected = {
-      database: ['knowledge.db'],
+      database: ['backup-project-id', 'knowledge.db'],
       config: ['config.json'],
       vectors: ['vectors'],
       plugins: ['plugins'],
@@ -206,7 +206,13 @@ describe('an unsuitable target', () => {
     const real = temporaryDirectory();
     symlinkSync(real, path.join(target, '.kg'));
     await manager.restore({ backupId: 'latest', targetDir: target });
-    expect(readdirSync(real).sort()).toEqual(['config.json', 'knowledge.db', 'plugins', 'vectors']);
+    expect(readdirSync(real).sort()).toEqual([
+      'backup-project-id',
+      'config.json',
+      'knowledge.db',
+      'plugins',
+      'vectors',
+    ]);
   });
 
   for (const [what, obstruct] of Object.entries(obstacles)) {

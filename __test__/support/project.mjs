@@ -138,11 +138,14 @@ export function pageCache(root) {
 }
 
 /**
- * Returns every file below a directory with a digest, to detect changes. Page hashes of backups are
- * excluded.
+ * Returns every file below a directory with a digest, to detect changes. Page hashes of backups and
+ * the id of the project are excluded.
  */
 export function fingerprint(root) {
-  const isKept = (entry) => entry.isFile() && !entry.parentPath.includes('/cache/backup-pages');
+  const isKept = (entry) =>
+    entry.isFile() &&
+    entry.name !== 'backup-project-id' &&
+    !entry.parentPath.includes('/cache/backup-pages');
   const files = readdirSync(root, { recursive: true, withFileTypes: true }).filter(isKept);
   return files
     .map((entry) => path.join(entry.parentPath, entry.name))
@@ -158,7 +161,8 @@ export function fingerprint(root) {
  * and directories and links. Files of restores and caches are excluded unless `all` is set.
  */
 export function contents(root, { all = false } = {}) {
-  const ours = /^\.kg\/(cache|restore-undo|restore-staging-|restore-journal|\.kg-partial-)/;
+  const ours =
+    /^\.kg\/(cache|backup-project-id|restore-undo|restore-staging-|restore-journal|\.kg-partial-)/;
   const entries = readdirSync(root, { recursive: true, withFileTypes: true });
   return entries
     .map((entry) => ({ entry, file: path.join(entry.parentPath, entry.name) }))

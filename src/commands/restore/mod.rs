@@ -27,11 +27,7 @@ use crate::{
     config::backup_config::{DEFAULT_LOCK_TIMEOUT, DEFAULT_UNDO_RETENTION_DAYS},
     error::{Error, Result, Warning, WarningCode},
     place::Archive,
-    project::{
-        Component, Project, STATE_DIR,
-        identity::{Identity, Kinship},
-        pattern,
-    },
+    project::{Component, Project, STATE_DIR, identity::Kinship, pattern},
     sqlite::check::IntegrityStatus,
     store::{
         Store,
@@ -85,12 +81,6 @@ impl RestoreOptions {
             lock_timeout: DEFAULT_LOCK_TIMEOUT,
             undo_retention_days: DEFAULT_UNDO_RETENTION_DAYS,
         }
-    }
-
-    /// Returns whether the target becomes the project of the backup: it gets the database.
-    fn makes_it_that_project(&self) -> bool {
-        let has_database = |only: &Vec<Component>| only.contains(&Component::Database);
-        !self.dry_run && self.paths.is_none() && self.only.as_ref().is_none_or(has_database)
     }
 }
 
@@ -170,9 +160,6 @@ fn restore_through(
     warnings.extend(request.unmatched_patterns(&manifest));
     let applied = apply(&request, staging, worker_mode, options, context)?;
     staging.succeeded();
-    if options.makes_it_that_project() {
-        warnings.extend(take_over_id(target, &manifest));
-    }
 
     warnings.extend(flaws(&manifest));
     warnings.extend(applied.warnings);
@@ -408,19 +395,6 @@ fn flaws(manifest: &Manifest) -> Vec<Warning> {
         Warning::new(WarningCode::SourceDamaged, message)
     });
     incomplete.into_iter().chain(damaged).collect()
-}
-
-/// Gives a project without an id that of the backup, so that its next backups continue the earlier
-/// ones.
-fn take_over_id(target: &Path, manifest: &Manifest) -> Option<Warning> {
-    let (project, origin) = (Project::open(target).ok()?, manifest.origin()?);
-    let error = Identity::adopt(&project, &origin).err()?;
-    let message = format!(
-        "The restored project did not get its id, so its next backups do not continue the earlier \
-         ones: {}",
-        error.message
-    );
-    Some(Warning::new(WarningCode::ProjectId, message))
 }
 
 /// Warns of a backup of another project, because projects may share a store.

@@ -68,8 +68,11 @@ pub use self::{
 use super::protocol::{Applied, ApplyRequest, UndoRequest, Undone};
 use crate::{
     archive::filter::EntryFilter,
-    error::{Code, Error, Result, Warning},
-    project::{STATE_DIR, exclude},
+    error::{Code, Error, Result, Warning, WarningCode},
+    project::{
+        Component, Project, STATE_DIR, exclude,
+        identity::{Identity, Origin},
+    },
     sqlite::files::names_super_journal,
     util::unsupported,
 };
@@ -186,6 +189,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if can_undo && applied.files_replaced > 0 {
         applied.safety_copy = Some(root.join(&undo_dir));
     }
+    let origin = description.manifest.origin();
     let undo = can_undo.then_some((undo_dir, description.manifest.id));
     let change = Change {
         keeps: undo,
@@ -194,7 +198,30 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     };
     let warnings = change.carry_out(&target, root, plan, session.lock_timeout)?;
     applied.warnings.extend(warnings);
+    if let Some(origin) = origin.filter(|_| is_that_project_now(request)) {
+        applied.warnings.extend(take_over_id(root, &origin));
+    }
+    applied.warnings.extend(unsupported_there(&target, root));
     Ok(applied)
+}
+
+/// Returns whether the target becomes the project of the backup: it gets the database.
+fn is_that_project_now(request: &ApplyRequest) -> bool {
+    let has_database = |only: &Vec<Component>| only.contains(&Component::Database);
+    request.paths.is_none() && request.only.as_ref().is_none_or(has_database)
+}
+
+/// Gives a project without an id that of the backup, so that its next backups continue the earlier
+/// ones.
+fn take_over_id(root: &Path, origin: &Origin) -> Option<Warning> {
+    let project = Project::open(root).ok()?;
+    let error = Identity::adopt(&project, origin).err()?;
+    let message = format!(
+        "The restored project did not get its id, so its next backups do not continue the earlier \
+         ones: {}",
+        error.message
+    );
+    Some(Warning::new(WarningCode::ProjectId, message))
 }
 
 /// Puts back the files that the newest restore replaced and removes the files that it added. Keeps
@@ -246,6 +273,8 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         };
         let warnings = change.carry_out(&target, root, plan, session.lock_timeout)?;
         undone.applied.warnings.extend(warnings);
+        let refused = unsupported_there(&target, root);
+        undone.applied.warnings.extend(refused);
     }
     Ok(undone)
 }
@@ -381,10 +410,12 @@ impl Change<'_> {
         }
         intent.opened = read_only_dirs(target, &intent)?;
         // The claims on databases that are replaced as files are held until here.
-        let mut warnings =
-            carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))?;
-        let outside = target.outside().and_then(Path::parent).unwrap_or(root);
-        warnings.extend(unsupported::warnings(&[root, outside]));
-        Ok(warnings)
+        carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))
     }
+}
+
+/// Returns warnings about what the file systems of the target do not support.
+fn unsupported_there(target: &Target, root: &Path) -> Vec<Warning> {
+    let outside = target.outside().and_then(Path::parent).unwrap_or(root);
+    unsupported::warnings(&[root, outside])
 }
