@@ -459,6 +459,25 @@ export declare class BackupManager {
   consolidate(id: string, options?: ConsolidateOptions): Promise<Backup>;
 
   /**
+   * Copies backups to a second store, byte for byte. Without `backupIds`, copies all of the project
+   * that the target lacks and that its limits keep, the newest first. Each backup comes with the
+   * backups that it depends on.
+   *
+   * A copy is published only if its digest is that of the backup. A backup that is damaged, removed
+   * or in the way of another one is in `failed` of the result, and the others are copied. After an
+   * interruption, the target has only complete copies, and the next call continues.
+   *
+   * The call locks the target but not `backupDir`. It opens no archive, so it needs no key. See
+   * `docs/guide/copies.md`.
+   *
+   * @param store a directory, or a URL such as `s3://bucket/prefix`
+   * @throws {KgError} `KG_INVALID_OPTION` if the target is the store itself;
+   * `KG_BACKUP_DIR_INVALID`, `KG_BACKUP_NOT_FOUND`, `KG_STORE_LOCKED`, `KG_STORE_UNREACHABLE`,
+   * `KG_STORE_DENIED`, `KG_STORE_CHANGED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`
+   */
+  copyTo(store: string | URL, options?: CopyOptions): Promise<CopyResult>;
+
+  /**
    * Removes the backups that `retentionDays`, `maxBackups` and `keep` of the configuration do not
    * keep. Each successful backup does the same.
    *
@@ -759,7 +778,15 @@ export interface Progress {
    * The current phase. `waiting` waits for another writer, `saving` writes a backup or consolidates
    * a chain, `applying` moves unpacked files to the target. The other names describe themselves.
    */
-  phase: 'waiting' | 'saving' | 'verifying' | 'unpacking' | 'applying' | 'checking' | 'repairing';
+  phase:
+    | 'waiting'
+    | 'saving'
+    | 'verifying'
+    | 'unpacking'
+    | 'applying'
+    | 'copying'
+    | 'checking'
+    | 'repairing';
   /**
    * The number of bytes that are done. `saving` counts bytes of the project, `checking` counts
    * bytes to read, and every other phase counts bytes of the archive.
@@ -924,6 +951,39 @@ export interface DeleteOptions extends LongCallOptions {
  */
 export interface ConsolidateOptions
   extends LongCallOptions, Partial<Pick<BackupManagerConfig, 'compression' | 'compressionLevel'>> {}
+
+/** The second argument of {@link BackupManager.copyTo}. */
+export interface CopyOptions
+  extends
+    LongCallOptions,
+    Partial<Pick<BackupManagerConfig, 'storageOptions' | 'retentionDays' | 'maxBackups' | 'keep'>> {
+  /** The ids of the backups to copy. Default: all that the target lacks and its limits keep. */
+  backupIds?: string[];
+  /** Whether to report what would be copied without copying it. Default: `false`. */
+  dryRun?: boolean;
+}
+
+/** The result of {@link BackupManager.copyTo}. */
+export interface CopyResult {
+  /** The absolute path or the URL of the target. */
+  target: string;
+  /** Whether nothing was copied because the call was a dry run. */
+  dryRun: boolean;
+  /** The copies in the order in which they were made; with `dryRun`, the backups to be copied. */
+  copied: Backup[];
+  /** The size of their archives in bytes. */
+  bytesCopied: number;
+  /** The number of chosen backups that the target had already. */
+  present: number;
+  /** The backups that could not be copied, each with the reason. */
+  failed: { id: string; error: { code: KgErrorCode; message: string; remedy: string } }[];
+  /** What the limits of the target removed there; absent without limits. */
+  retention?: PruneResult;
+  /** Conditions that need attention. */
+  warnings: Warning[];
+  /** The duration of the call in milliseconds. */
+  durationMs: number;
+}
 
 /** The argument of {@link BackupManager.prune}. */
 export interface PruneOptions extends LongCallOptions {
@@ -1606,6 +1666,8 @@ export type IssueCode =
   | 'KG_ISSUE_VECTOR_INDEX'
   | 'KG_ISSUE_BACKUP_NONE'
   | 'KG_ISSUE_BACKUP_OLD'
+  | 'KG_ISSUE_COPY_BEHIND'
+  | 'KG_ISSUE_COPY_UNKNOWN'
   | 'KG_ISSUE_BACKUP_CHAIN'
   | 'KG_ISSUE_BACKUP_UNLISTED'
   | 'KG_ISSUE_BACKUP_DIR'
@@ -1851,6 +1913,7 @@ export type KgErrorCode =
   | 'KG_STORE_DENIED'
   | 'KG_STORE_CHANGED'
   | 'KG_AMBIGUOUS'
+  | 'KG_BACKUP_EXISTS'
   | 'KG_NO_BACKUPS'
   | 'KG_BACKUP_NOT_FOUND'
   | 'KG_NOT_A_BACKUP'

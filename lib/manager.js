@@ -5,7 +5,7 @@ const { NEWEST_GOOD } = require('./integrity.js');
 const { assertFunction, backupDir, call, callBack, checkConfig } = require('./native.js');
 const { split, toAbsolute, toEncryption, toPath } = require('./options.js');
 const { kgPath } = require('./platform.js');
-const { BackupScheduler, NEXT_RUN } = require('./scheduler.js');
+const { BackupScheduler, COPY_CONFIGURED, NEXT_RUN } = require('./scheduler.js');
 
 function assertReference(name, value) {
   if (typeof value !== 'string' || value === '') {
@@ -99,6 +99,24 @@ class BackupManager {
     assertReference('consolidate', id);
     const [given, control] = split('consolidate', options);
     return call({ call: 'consolidate', config: this.#config, id, options: given }, control);
+  }
+
+  async copyTo(store, options) {
+    const target = toPath(store);
+    if (typeof target !== 'string' || target === '') {
+      throw invalidOption(
+        `copyTo takes a directory or the URL of an object store, not ${String(store)}`,
+        'See index.d.ts for the options',
+      );
+    }
+    const [given, control] = split('copyTo', options);
+    const copying = { call: 'copyTo', config: this.#config, target: toAbsolute(target) };
+    return call({ ...copying, options: given }, control);
+  }
+
+  /** Copies to the second store of the settings. Resolves to null if they name none. */
+  async [COPY_CONFIGURED](control) {
+    return call({ call: 'copyConfigured', config: this.#config }, control);
   }
 
   async prune(options) {

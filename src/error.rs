@@ -86,6 +86,8 @@ codes! {
     BackupNotFound = "KG_BACKUP_NOT_FOUND", exit 4;
     /// The name may mean backups of several projects.
     Ambiguous = "KG_AMBIGUOUS", exit 4;
+    /// The store has another backup of that name.
+    BackupExists = "KG_BACKUP_EXISTS", exit 4;
     /// The file is not an archive of this tool.
     NotABackup = "KG_NOT_A_BACKUP", exit 5;
     /// The archive, or a file in the same directory that belongs to it, differs from what was

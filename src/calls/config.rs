@@ -119,6 +119,13 @@ impl Config {
         Ok(dir.is_some_and(|dir| is_remote(&dir)))
     }
 
+    /// Returns whether the second store that the settings name is an object store.
+    pub fn copies_remotely(&mut self) -> Result<bool> {
+        self.settle()?;
+        let target = self.settings.copy_to(&self.project_root);
+        Ok(target.is_some_and(|target| is_remote(&target)))
+    }
+
     /// Completes the configuration from the settings of the project, once.
     pub fn settle(&mut self) -> Result<()> {
         if self.settings_warnings.is_none() {
@@ -344,7 +351,7 @@ pub struct KeepOptions {
 }
 
 impl KeepOptions {
-    fn rules(&self) -> Result<Keep> {
+    pub(super) fn rules(&self) -> Result<Keep> {
         let rule = |name, value| whole(name, value, 1, "a number of backups");
         Ok(Keep {
             last: rule("keep.last", self.last)?,

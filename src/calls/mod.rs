@@ -20,6 +20,7 @@ use crate::{
         backup::create_backup,
         check::{inspect, repair},
         consolidate::consolidate,
+        copy::{copy, copy_configured},
         drill::drill,
         manage::{delete, pin, unpin},
         prune::prune,
@@ -172,6 +173,23 @@ fn dispatch(call: Call, context: &OperationContext) -> Result<Value> {
                 timeout,
                 context,
             )?)
+        }
+        Call::CopyTo {
+            config,
+            target,
+            options,
+        } => {
+            let (config, warnings) = settled(config)?;
+            let target = options.target(&config, &target)?;
+            let options = options.resolve(&config)?;
+            let mut copied = copy(&config.store()?, &target, &options, context)?;
+            copied.warnings.extend(warnings);
+            value(copied)
+        }
+        Call::CopyConfigured { config } => {
+            let (config, _) = settled(config)?;
+            let (store, root) = (config.store()?, &config.project_root);
+            value(copy_configured(&store, root, &config.settings, context)?)
         }
         Call::CheckBackup {
             config,

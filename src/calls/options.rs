@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use super::{
     config::{
-        Config, Encryption, compression, compression_level, lock_timeout, parse, storage,
-        worker_mode,
+        Config, Encryption, KeepOptions, compression, compression_level, lock_timeout, parse,
+        storage, whole, worker_mode,
     },
     schedule::NextRun,
 };
@@ -23,6 +23,7 @@ use crate::{
     archive::{block::Compression, manifest::BackupType},
     commands::{
         configured::{self, NamedStore},
+        copy::CopyOptions,
         drill::DrillOptions,
         restore::RestoreOptions,
         undo::UndoOptions,
@@ -30,6 +31,7 @@ use crate::{
     config::backup_config::{BackupConfig, BackupOptions, DEFAULT_LOCK_TIMEOUT},
     error::{Error, Result},
     integrity::{Scope, target::CheckTarget},
+    objects::StorageOptions,
     project::{Component, Project},
     store::{Store, is_remote},
     worker::client::{Worker, WorkerMode},
@@ -74,6 +76,15 @@ pub enum Call {
         config: Config,
         id: String,
         options: ConsolidateOptions,
+    },
+    CopyTo {
+        config: Config,
+        target: PathBuf,
+        options: Copying,
+    },
+    /// Copies to the second store that the settings name.
+    CopyConfigured {
+        config: Config,
     },
     CheckBackup {
         config: Config,
@@ -133,8 +144,13 @@ impl Call {
             Call::RunChecks { options, .. } => options.scope()?.is_none(),
             _ => true,
         };
+        let has_remote_target = match self {
+            Call::CopyTo { target, .. } => is_remote(target),
+            Call::CopyConfigured { config } => config.copies_remotely()?,
+            _ => false,
+        };
         let (is_remote, kg_path) = match self.owner() {
-            Owner::Manager(config) => (config.is_remote()?, config.kg_path()),
+            Owner::Manager(config) => (has_remote_target || config.is_remote()?, config.kg_path()),
             Owner::Checker(checker) => (may_repair && checker.is_remote()?, checker.kg_path()),
         };
         Ok(is_remote.then(|| kg_path.to_path_buf()))
@@ -159,6 +175,8 @@ impl Call {
             | Call::Pin { config, .. }
             | Call::Unpin { config, .. }
             | Call::Consolidate { config, .. }
+            | Call::CopyTo { config, .. }
+            | Call::CopyConfigured { config }
             | Call::CheckBackup { config, .. }
             | Call::Restore { config, .. }
             | Call::UndoRestore { config, .. }
@@ -268,6 +286,50 @@ pub struct PruneOptions {
 impl PruneOptions {
     pub fn dry_run(&self) -> bool {
         self.dry_run.unwrap_or(false)
+    }
+}
+
+/// The second argument of `copyTo`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Copying {
+    storage_options: Option<Value>,
+    backup_ids: Option<Vec<String>>,
+    retention_days: Option<f64>,
+    max_backups: Option<f64>,
+    keep: Option<KeepOptions>,
+    dry_run: Option<bool>,
+}
+
+impl Copying {
+    /// Returns the store that receives the copies.
+    pub fn target(&self, config: &Config, target: &Path) -> Result<Store> {
+        let storage = storage(self.storage_options.as_ref())?;
+        if !is_remote(target) && storage != StorageOptions::default() {
+            return Err(Error::invalid(
+                "`storageOptions` is given, but the target is a directory",
+                "Leave it out, or give the URL of an object store",
+            ));
+        }
+        Ok(Store::open(target, &storage)?
+            .for_project(&config.project_root)
+            .with_mode(config.settings.archive_mode()))
+    }
+
+    pub fn resolve(self, config: &Config) -> Result<CopyOptions> {
+        let limits = BackupConfig {
+            retention_days: whole("retentionDays", self.retention_days, 1, "a number of days")?,
+            max_backups: whole("maxBackups", self.max_backups, 1, "a number of backups")?,
+            keep: self.keep.as_ref().map(KeepOptions::rules).transpose()?,
+            zone: config.settings.zone(),
+            lock_timeout: Some(config.resolved()?.lock_timeout),
+            ..BackupConfig::default()
+        };
+        Ok(CopyOptions {
+            ids: self.backup_ids.unwrap_or_default(),
+            dry_run: self.dry_run.unwrap_or(false),
+            ..CopyOptions::with_limits(limits)
+        })
     }
 }
 

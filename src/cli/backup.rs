@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     Common, Keep, Waiting,
+    copy::CopyArgs,
     hook_reporter::HookReporter,
     interrupt::Watched,
     key_args::{KeyArgs, lockable},
@@ -53,11 +54,13 @@ Examples:
   kg diag backup --pin ID --reason 'before 2.0'    protect it until it is unpinned
   kg diag backup --consolidate ID                  make a full backup of an incremental one
   kg diag backup --delete ID --cascade             delete it and all that depend on it
+  kg diag backup --copy-to /mnt/usb/backups        copy what is missing there
   kg diag backup --verify ./backups/latest.tar.gz  check every byte of it
 
 Exit status of a backup: 0 made, 1 to 5 not made. 6 made, but incomplete (a file could not be
 read, or changed meanwhile, or a link leads out of the project), or old backups were not removed
-because some could not be read. A list exits with 6 if it could not read everything.")]
+because some could not be read. A list exits with 6 if it could not read everything, and a copy if
+one of the backups could not be copied.")]
 pub struct BackupArgs {
     #[command(flatten)]
     pub common: Common,
@@ -136,6 +139,8 @@ pub struct BackupArgs {
     verify: Option<String>,
     #[command(flatten)]
     manage: Manage,
+    #[command(flatten)]
+    copying: CopyArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -228,6 +233,11 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
         output,
     ) {
         return done.map(|()| 0);
+    }
+    if args.copying.is_asked_for() {
+        let limits = (&args.keep, &args.waiting);
+        let is_complete = args.copying.run(&store, &root, &settings, limits, output)?;
+        return Ok(if is_complete { 0 } else { LESS });
     }
     if args.list {
         return list(&store, output);
@@ -349,7 +359,11 @@ fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Resu
 impl BackupArgs {
     /// Returns whether the command concerns existing backups instead of making one.
     fn is_about_others(&self) -> bool {
-        self.list || self.status || self.verify.is_some() || self.manage.is_asked_for()
+        self.list
+            || self.status
+            || self.verify.is_some()
+            || self.manage.is_asked_for()
+            || self.copying.is_asked_for()
     }
 
     /// Returns the store with the keys that are named. It encrypts new backups if the call or the
@@ -386,7 +400,7 @@ impl BackupArgs {
             strict: self.strict.then_some(true),
             force_read: self.force_read.then_some(true),
             lock_timeout: Some(self.waiting.timeout()),
-            ..self.keep.set(settings)
+            ..self.keep.set(&BackupConfig::of(settings))
         }
     }
 

@@ -86,6 +86,7 @@ fn name(phase: Phase) -> &'static str {
         Phase::Verifying => "Verifying",
         Phase::Unpacking => "Unpacking",
         Phase::Applying => "Applying",
+        Phase::Copying => "Copying",
         Phase::Checking => "Checking",
         Phase::Repairing => "Repairing",
     }

@@ -6,6 +6,7 @@
 
 mod backup;
 mod config;
+mod copy;
 mod drill;
 mod graph;
 mod health;
@@ -193,8 +194,8 @@ struct Keep {
 }
 
 impl Keep {
-    /// Returns what the arguments set. A rule of `keep` replaces that of the settings alone.
-    fn set(&self, settings: &Settings) -> BackupConfig {
+    /// Returns what the arguments set. A rule of `keep` replaces that of the next level alone.
+    fn set(&self, lower: &BackupConfig) -> BackupConfig {
         let rules = retention::Keep {
             last: self.keep_last,
             hourly: self.keep_hourly,
@@ -206,7 +207,7 @@ impl Keep {
         BackupConfig {
             retention_days: self.retention_days,
             max_backups: self.max_backups,
-            keep: Some(rules.over(BackupConfig::of(settings).keep.unwrap_or_default())),
+            keep: Some(rules.over(lower.keep.unwrap_or_default())),
             ..BackupConfig::default()
         }
     }

@@ -42,7 +42,10 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     let mut warnings = Vec::new();
     let settings = Settings::read(&root, &mut warnings);
     output.warnings(&warnings);
-    let config = args.keep.set(&settings).over(BackupConfig::of(&settings));
+    let config = args
+        .keep
+        .set(&BackupConfig::of(&settings))
+        .over(BackupConfig::of(&settings));
     // An unusable setting may be one that keeps a backup.
     config.assert_retention_known()?;
     let store = store(args.output.as_ref(), &root, &settings)?;

@@ -10,6 +10,7 @@
 //! | [`check`] | check and repair a project |
 //! | [`manage`] | delete, pin and unpin backups |
 //! | [`consolidate`] | write a full backup from a chain |
+//! | [`copy`] | copy backups to a second store |
 //! | [`prune`] | remove backups that retention does not keep |
 //! | [`configured`] | the store, the options and the schedule that the settings define |
 //! | [`credentials`] | the sources of the keys of encrypted backups |
@@ -19,6 +20,7 @@ pub mod backup;
 pub mod check;
 pub mod configured;
 pub mod consolidate;
+pub mod copy;
 pub mod credentials;
 pub mod drill;
 pub mod manage;

@@ -71,13 +71,9 @@ pub fn prune(
     // Lists archives without a sidecar first, because they may depend on backups to be removed.
     let mut warnings = store.clean_up(&lock, true, context)?;
     let backups = store.list()?;
-    let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
-    let mut removal = store.removal(&lock, backups.clone());
-    let applied: Vec<PruneResult> = groups
-        .map(|group| apply(store, &mut removal, group, policy, None))
-        .collect();
+    let result = apply_to_own(store, &lock, policy, &backups, &mut warnings);
     warnings.extend(unsupported::warnings(&[store.dir()]));
-    Ok(together(applied, dry_run, &backups).warned(warnings))
+    Ok(result.warned(warnings))
 }
 
 impl PruneResult {
@@ -158,6 +154,25 @@ pub fn apply_after(
         policy,
         Some(&made.id),
     )
+}
+
+/// Applies the policy to the backups of the project that the store belongs to, or to those of each
+/// project if it belongs to none. `listed` must contain all backups, and the store must have been
+/// cleaned up.
+pub fn apply_to_own(
+    store: &Store,
+    lock: &StoreLock,
+    policy: &Policy,
+    listed: &[Backup],
+    warnings: &mut Vec<Warning>,
+) -> PruneResult {
+    let mut removal = store.removal(lock, listed.to_vec());
+    let groups = by_project(store, listed.to_vec(), warnings);
+    let applied: Vec<PruneResult> = groups
+        .into_iter()
+        .map(|group| apply(store, &mut removal, group, policy, None))
+        .collect();
+    together(applied, false, listed)
 }
 
 /// Removes the backups that the policy does not keep. If one cannot be removed, its decision

@@ -112,15 +112,6 @@ impl Default for BackupOptions {
 impl BackupConfig {
     /// Returns the options that the settings of a project set.
     pub fn of(settings: &Settings) -> Self {
-        let rule = |period: &str| settings.whole(&format!("backup.keep.{period}"));
-        let keep = Keep {
-            last: rule("last"),
-            hourly: rule("hourly"),
-            daily: rule("daily"),
-            weekly: rule("weekly"),
-            monthly: rule("monthly"),
-            yearly: rule("yearly"),
-        };
         BackupConfig {
             backup_type: settings.kind(),
             full_backup_interval_days: settings.whole("backup.fullBackupInterval"),
@@ -141,9 +132,21 @@ impl BackupConfig {
             undo_retention_days: None,
             retention_days: settings.retention_days(),
             max_backups: settings.whole("backup.maxBackups"),
-            keep: Some(keep).filter(|keep| *keep != Keep::default()),
+            keep: rules(settings, "backup.keep"),
             zone: settings.zone(),
             retention_doubt: settings.doubt_of_retention(),
+        }
+    }
+
+    /// Returns the limits that the settings have for the second store, `backup.copyTo`.
+    pub fn of_copies(settings: &Settings) -> Self {
+        BackupConfig {
+            retention_days: settings.whole("backup.copyRetentionDays"),
+            max_backups: settings.whole("backup.copyMaxBackups"),
+            keep: rules(settings, "backup.copyKeep"),
+            zone: settings.zone(),
+            retention_doubt: settings.doubt_of_copy_retention(),
+            ..BackupConfig::default()
         }
     }
 
@@ -227,6 +230,20 @@ impl BackupConfig {
     pub fn assert_retention_known(&self) -> Result<()> {
         self.retention_doubt.clone().map_or(Ok(()), Err)
     }
+}
+
+/// Returns the rules below a key, if there are any.
+fn rules(settings: &Settings, key: &str) -> Option<Keep> {
+    let rule = |period: &str| settings.whole(&format!("{key}.{period}"));
+    let keep = Keep {
+        last: rule("last"),
+        hourly: rule("hourly"),
+        daily: rule("daily"),
+        weekly: rule("weekly"),
+        monthly: rule("monthly"),
+        yearly: rule("yearly"),
+    };
+    Some(keep).filter(|keep| *keep != Keep::default())
 }
 
 #[cfg(test)]

@@ -83,6 +83,13 @@ const READ_IT: &str =
 /// The keys that decide what retention removes.
 const RETENTION: [&str; 3] = ["backup.retention", "backup.maxBackups", "backup.keep"];
 
+/// The keys that decide what retention removes from the second store.
+const COPY_RETENTION: [&str; 3] = [
+    "backup.copyRetentionDays",
+    "backup.copyMaxBackups",
+    "backup.copyKeep",
+];
+
 impl Settings {
     /// Reads the settings of the project at `root`.
     pub fn read(root: &Path, warnings: &mut Vec<Warning>) -> Self {
@@ -290,11 +297,20 @@ impl Settings {
 
     /// Returns why nothing may be removed: an unusable setting could have kept it.
     pub fn doubt_of_retention(&self) -> Option<Error> {
+        self.doubt_of_limits(&RETENTION)
+    }
+
+    /// Returns why nothing may be removed from the second store.
+    pub fn doubt_of_copy_retention(&self) -> Option<Error> {
+        self.doubt_of_limits(&COPY_RETENTION)
+    }
+
+    fn doubt_of_limits(&self, limits: &[&str]) -> Option<Error> {
         let key = self
             .refused
             .keys()
             .chain(self.misspelt.keys())
-            .find(|key| is_of_retention(key));
+            .find(|key| is_among(limits, key));
         let wrong = key.map(|key| {
             unusable(
                 &format!("the intended value of `{key}` is not known, so nothing is removed"),
@@ -345,7 +361,16 @@ impl Settings {
 
     /// Returns `backup.dir`, resolved against the project root unless it is a URL.
     pub fn dir(&self, root: &Path) -> Option<PathBuf> {
-        let dir = self.text(DIR)?;
+        self.place(DIR, root)
+    }
+
+    /// Returns `backup.copyTo`, resolved as [`Settings::dir`] is.
+    pub fn copy_to(&self, root: &Path) -> Option<PathBuf> {
+        self.place("backup.copyTo", root)
+    }
+
+    fn place(&self, key: &str, root: &Path) -> Option<PathBuf> {
+        let dir = self.text(key)?;
         Some(if Location::is_url(dir) {
             dir.into()
         } else {
@@ -433,14 +458,18 @@ fn unusable(why: &str, remedy: &str) -> Error {
     Error::new(Code::ConfigInvalid, message, remedy)
 }
 
-fn is_of_retention(key: &str) -> bool {
-    RETENTION.iter().any(|name| key.starts_with(name))
+fn is_among(names: &[&str], key: &str) -> bool {
+    names.iter().any(|name| key.starts_with(name))
 }
 
 /// Returns the consequence of a setting that does not apply, if there is one besides its default.
 fn consequence(keys: &[&str]) -> &'static str {
-    if keys.iter().any(|key| is_of_retention(key)) {
+    if keys.iter().any(|key| is_among(&RETENTION, key)) {
         ", and no backup is removed until it is corrected"
+    } else if keys.iter().any(|key| is_among(&COPY_RETENTION, key)) {
+        ", and no copy is removed until it is corrected"
+    } else if keys.contains(&"backup.copyTo") {
+        ", and no backup is copied until it is corrected"
     } else if keys.contains(&"backup.listen") {
         ", and no port is opened until it is corrected"
     } else {

@@ -150,6 +150,52 @@ pub const ALL: &[Key] = &[
         "keep the newest backup of each of this many years",
     ),
     key(
+        "backup.copyTo",
+        Rule::Text,
+        "second store, to which each scheduled backup is copied: a directory, relative to the project, or \
+         URL such as s3://bucket/prefix [default: none]",
+    ),
+    key(
+        "backup.copyRetentionDays",
+        Rule::Whole(1, MOST),
+        "remove copies that are older than this many days",
+    ),
+    key(
+        "backup.copyMaxBackups",
+        Rule::Whole(1, MOST),
+        "keep at most this many copies",
+    ),
+    key(
+        "backup.copyKeep.last",
+        Rule::Whole(1, MOST),
+        "keep this many of the newest good copies, regardless of the limits",
+    ),
+    key(
+        "backup.copyKeep.hourly",
+        Rule::Whole(1, MOST),
+        "keep the newest copy of each of this many hours",
+    ),
+    key(
+        "backup.copyKeep.daily",
+        Rule::Whole(1, MOST),
+        "keep the newest copy of each of this many days",
+    ),
+    key(
+        "backup.copyKeep.weekly",
+        Rule::Whole(1, MOST),
+        "keep the newest copy of each of this many weeks",
+    ),
+    key(
+        "backup.copyKeep.monthly",
+        Rule::Whole(1, MOST),
+        "keep the newest copy of each of this many months",
+    ),
+    key(
+        "backup.copyKeep.yearly",
+        Rule::Whole(1, MOST),
+        "keep the newest copy of each of this many years",
+    ),
+    key(
         "backup.maxChainLength",
         Rule::Whole(1, MOST),
         "the most members of a chain; the next backup is a full one [default: 64]",

@@ -613,7 +613,7 @@ fn resolve_parent(path: &Path) -> Option<PathBuf> {
 
 /// Sorts newest first; of equal times, the one made last comes first. Backups dated in the future
 /// come last, because the clock was wrong and their real time is unknown.
-pub(super) fn sort(backups: &mut [Backup], now: Timestamp) {
+pub fn sort(backups: &mut [Backup], now: Timestamp) {
     backups.sort_by(|a, b| {
         let age = |a: &Backup, b: &Backup| {
             (b.timestamp, b.id.len(), &b.id).cmp(&(a.timestamp, a.id.len(), &a.id))

@@ -17,6 +17,7 @@
 mod archive_file;
 mod catalog;
 pub mod chain;
+mod copy;
 mod draft;
 mod encryption_policy;
 pub mod known_stores;
@@ -47,7 +48,7 @@ use sha2::{Digest, Sha256};
 #[cfg(not(without_internals))]
 pub use self::archive_file::ArchiveFile;
 pub use self::{
-    catalog::{Flaw, Listing, Unlisted},
+    catalog::{Flaw, Listing, Unlisted, sort},
     encryption_policy::EncryptionPolicy,
     lock::StoreLock,
     names::is_id,

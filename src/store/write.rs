@@ -352,46 +352,49 @@ impl NewBackup<'_> {
     /// Publishes the archive, then its sidecar. Both are on the disk, or acknowledged by the
     /// service, when this returns. Returns the full details of the backup, even if it is encrypted.
     pub fn publish(self, manifest: Manifest, written: Written) -> Result<(Backup, Manifest)> {
-        let (store, archive) = (self.store, &self.archive);
         let manifest = Manifest {
             encrypted: self.encrypted,
-            ..beside(manifest, written.record(archive.name().to_string()))
+            ..beside(manifest, written.record(self.archive.name().to_string()))
         };
-        let published = self.draft.publish(archive).and_then(|version| {
-            let manifest = of_object(manifest, version);
-            let outside = self.encrypted.then(|| manifest.public_sidecar());
-            let json = outside.as_ref().unwrap_or(&manifest).to_json();
-            self.lock.assert_held()?;
-            store.assert_base(&manifest)?;
-            store.create_sidecar(archive, &json)?;
-            Ok(manifest)
-        });
-        let manifest = match published {
-            Ok(manifest) => manifest,
-            Err(error) => {
-                return Err(CancelToken::despite_cancellation(|| {
-                    store.withdraw(archive, self.lock, error)
-                }));
-            }
-        };
-        let mut backup = Backup::new(self.archive, manifest.clone()).ok_or_else(|| {
-            Error::new(
-                crate::Code::Internal,
-                "The manifest has no archive",
-                "Please report this",
-            )
-        })?;
-        let linked = store.read().and_then(|Listing { backups, unlisted }| {
-            assert_none_unread_after(&unlisted, usable::latest(&backups))?;
-            store.update_latest(&backups)
-        });
-        backup.warnings.extend(linked.err().map(latest_warning));
+        let (mut backup, manifest) =
+            publish(self.store, self.lock, self.draft, self.archive, manifest)?;
         let left = self.scratch.remove().err();
         backup
             .warnings
             .extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
         Ok((backup, manifest))
     }
+}
+
+/// Publishes an archive, then its sidecar, and updates the link to the newest one. Removes the archive
+/// if that fails.
+pub(super) fn publish(
+    store: &Store,
+    lock: &StoreLock,
+    draft: Draft,
+    archive: Archive,
+    manifest: Manifest,
+) -> Result<(Backup, Manifest)> {
+    let published = draft.publish(&archive).and_then(|version| {
+        let manifest = of_object(manifest, version);
+        let outside = manifest.encrypted.then(|| manifest.public_sidecar());
+        let json = outside.as_ref().unwrap_or(&manifest).to_json();
+        lock.assert_held()?;
+        store.assert_base(&manifest)?;
+        store.create_sidecar(&archive, &json)?;
+        Ok(manifest)
+    });
+    let manifest = published.map_err(|error| {
+        CancelToken::despite_cancellation(|| store.withdraw(&archive, lock, error))
+    })?;
+    let backup = Backup::new(archive, manifest.clone());
+    let mut backup = backup.ok_or_else(|| Error::internal("The manifest has no archive"))?;
+    let linked = store.read().and_then(|Listing { backups, unlisted }| {
+        assert_none_unread_after(&unlisted, usable::latest(&backups))?;
+        store.update_latest(&backups)
+    });
+    backup.warnings.extend(linked.err().map(latest_warning));
+    Ok((backup, manifest))
 }
 
 /// Returns the manifest with the version of its archive in an object store.

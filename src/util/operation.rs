@@ -96,6 +96,8 @@ pub enum Phase {
     Unpacking,
     /// Moving the unpacked files into place.
     Applying,
+    /// Copying archives to another store.
+    Copying,
     /// Checking a project.
     Checking,
     /// Repairing a database.

@@ -1,0 +1,130 @@
+//! `kg diag backup --copy-to`: copy backups to a second store.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{
+    Keep, Waiting,
+    interrupt::Watched,
+    output::{Output, size},
+};
+use crate::{
+    commands::copy::{CopyOptions, CopyResult, copy},
+    config::{Settings, backup_config::BackupConfig},
+    error::{Error, Result},
+    objects::Location,
+    store::Store,
+    system::paths::resolve,
+};
+
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// Copy the backups that another store lacks: to a directory, or to a URL such as
+    /// s3://bucket/prefix [default: `backup.copyTo` of the settings]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, group = "instead")]
+    copy_to: Option<Option<PathBuf>>,
+    /// Copy only this backup and those that it depends on; may be repeated
+    #[arg(long, value_name = "ID", requires = "copy_to")]
+    copy: Vec<String>,
+    /// Copy nothing, but print what would be copied
+    #[arg(long, requires = "copy_to")]
+    dry_run: bool,
+}
+
+impl CopyArgs {
+    pub fn is_asked_for(&self) -> bool {
+        self.copy_to.is_some()
+    }
+
+    /// Copies the backups. Returns whether every chosen backup is there.
+    pub fn run(
+        &self,
+        source: &Store,
+        root: &Path,
+        settings: &Settings,
+        (keep, waiting): (&Keep, &Waiting),
+        output: &Output,
+    ) -> Result<bool> {
+        let configured = settings.copy_to(root);
+        let named = self.copy_to.as_ref().and_then(Option::as_ref);
+        let target = named.or(configured.as_ref()).ok_or_else(no_target)?;
+        // The limits of the settings belong to the store of the settings.
+        let lower = match &configured {
+            Some(configured) if is_same(configured, target) => BackupConfig::of_copies(settings),
+            _ => BackupConfig {
+                zone: settings.zone(),
+                ..BackupConfig::default()
+            },
+        };
+        let flags = BackupConfig {
+            lock_timeout: Some(waiting.timeout()),
+            ..keep.set(&lower)
+        };
+        let options = CopyOptions {
+            ids: self.copy.clone(),
+            dry_run: self.dry_run,
+            ..CopyOptions::with_limits(flags.over(lower))
+        };
+        let target = Store::at(target)?
+            .for_project(root)
+            .with_mode(settings.archive_mode());
+        let watched = Watched::new(output);
+        let result = copy(source, &target, &options, &watched.context)?;
+        drop(watched);
+        print(&result, output);
+        Ok(result.failed.is_empty())
+    }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let resolved = |path: &Path| {
+        let is_url = Location::is_url(&path.to_string_lossy());
+        if is_url {
+            path.to_path_buf()
+        } else {
+            resolve(path)
+        }
+    };
+    resolved(one) == resolved(other)
+}
+
+fn no_target() -> Error {
+    Error::invalid(
+        "No store is named to copy to, and `backup.copyTo` is not set",
+        "Name a directory or URL: `--copy-to s3://bucket/prefix`",
+    )
+}
+
+fn print(result: &CopyResult, output: &Output) {
+    output.result(result);
+    let verb = if result.dry_run {
+        "Would copy"
+    } else {
+        "Copied"
+    };
+    for backup in &result.copied {
+        output.line(format!(
+            "{verb} {} ({})",
+            backup.id,
+            size(backup.disk_size())
+        ));
+    }
+    let target = result.target.display();
+    let (copied, present) = (result.copied.len(), result.present);
+    output.line(format!(
+        "{copied} copied to {target}, {}; {present} were there",
+        size(result.bytes_copied)
+    ));
+    if let Some(retention) = &result.retention {
+        let removed = retention.decisions.iter().filter(|one| !one.kept).count();
+        output.line(format!(
+            "{removed} removed there, {} freed",
+            size(retention.bytes_freed)
+        ));
+    }
+    for failure in &result.failed {
+        output.line(format!("Not copied: {}: {}", failure.id, failure.error));
+    }
+    output.warnings(&result.warnings);
+}

@@ -1,0 +1,117 @@
+//! Copies a backup from another store, byte for byte.
+
+use sha2::{Digest, Sha256};
+
+use super::{Backup, Store, StoreLock, described_beside, draft::Draft, write::publish};
+use crate::{
+    archive::{
+        block_writer::Sink,
+        errors::backup_not_found,
+        manifest::{ArchiveRecord, BackupType, Manifest},
+    },
+    error::{Code, Error, Result},
+    place::{Archive, Bytes},
+    util::{hex::hex, progress::ByteProgress},
+};
+
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+impl Store {
+    /// Copies a backup of another store into this one. Its base, if it has one, must be here
+    /// already.
+    ///
+    /// The archive is read once. It is published only if its bytes have the digest that its sidecar
+    /// records, so no damage is passed on. An object store confirms the digest of each part that
+    /// arrives. `KG_CHECKSUM_MISMATCH` if the archive is damaged, `KG_BACKUP_EXISTS` if an archive
+    /// of that name is here.
+    pub fn add_copy(
+        &self,
+        lock: &StoreLock,
+        original: &Backup,
+        progress: &ByteProgress,
+    ) -> Result<Backup> {
+        if original.kind == BackupType::Incremental {
+            self.assert_takes_chains()?;
+        }
+        let archive = self.place.archive(original.archive.name());
+        if self.has_file(archive.name())? {
+            return Err(exists(&archive));
+        }
+        let (manifest, record) = recorded(original)?;
+        let source = original.archive.open();
+        let mut source =
+            source.map_err(|cause| Error::io("read", &original.archive.path(), cause))?;
+        let draft = Draft::begin(self, &archive)?;
+        draft.plan(record.size);
+        let mut sink = draft.sink(self, &archive, false)?;
+        let copied = transfer(
+            (&original.archive, &mut *source),
+            (&archive, &mut *sink),
+            progress,
+        )?;
+        if copied != (record.size, record.sha256) {
+            return Err(damaged(original));
+        }
+        drop(sink);
+        publish(self, lock, draft, archive, manifest).map(|(backup, _)| backup)
+    }
+}
+
+/// Returns what the sidecar of a backup says.
+fn recorded(original: &Backup) -> Result<(Manifest, ArchiveRecord)> {
+    let manifest = described_beside(&original.archive)?;
+    let record = manifest
+        .as_ref()
+        .and_then(|manifest| manifest.archive.clone());
+    manifest
+        .zip(record)
+        .ok_or_else(|| backup_not_found(format!("{} was removed meanwhile", original.archive)))
+}
+
+/// Copies all bytes and returns their number and digest.
+fn transfer(
+    (from, source): (&Archive, &mut dyn Bytes),
+    (to, sink): (&Archive, &mut dyn Sink),
+    progress: &ByteProgress,
+) -> Result<(u64, String)> {
+    let (mut hasher, mut size) = (Sha256::new(), 0);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let read = source.read(&mut chunk);
+        let read = read.map_err(|cause| Error::io("read", &from.path(), cause))?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&chunk[..read]);
+        let written = sink.write_all(&chunk[..read]);
+        written.map_err(|cause| Error::io("write", &to.path(), cause))?;
+        size += read as u64;
+        progress.advance(read as u64)?;
+    }
+    let finished = sink.finish();
+    finished.map_err(|cause| Error::io("write", &to.path(), cause))?;
+    Ok((size, hex(&hasher.finalize())))
+}
+
+fn exists(archive: &Archive) -> Error {
+    Error::new(
+        Code::BackupExists,
+        format!("{archive} is another archive than the one to be copied"),
+        "Copy into a directory or prefix of this project alone, because backups of two projects that \
+         begin in the same second have the same name",
+    )
+}
+
+fn damaged(original: &Backup) -> Error {
+    Error::new(
+        Code::ChecksumMismatch,
+        format!(
+            "{} is not what was written, so it was not copied",
+            original.archive
+        ),
+        format!(
+            "Make a new backup; `kg diag backup --verify {}` tells what is damaged",
+            original.id
+        ),
+    )
+}
