@@ -21,6 +21,7 @@ test('the document lists every metric of a service, and document, alerts and das
   renameSync(database, `${database}.away`);
   expect((await ofProject('diag', 'backup', '--quiet')).status).toBe(3);
   renameSync(`${database}.away`, database);
+  await ofProject('config', 'set', 'backup.copyTo', '../copies');
   await ofProject('config', 'set', 'backup.enabled', 'true');
   await ofProject('config', 'set', 'backup.schedule', '* * * * * *');
   try {
@@ -28,11 +29,10 @@ test('the document lists every metric of a service, and document, alerts and das
       (await ofProject('serve', '--all', '--listen', '0', '--json')).stdout,
     );
     const scrape = async () => (await fetch(`http://${listen.address}/metrics`)).text();
-    const text = await until(
-      async () =>
-        (await scrape()).includes('kg_backup_last_duration_seconds{') ? scrape() : undefined,
-      'a backup',
-    );
+    const text = await until(async () => {
+      const text = await scrape();
+      return text.includes('copy_last_timestamp_seconds{') ? text : undefined;
+    }, 'a backup and its copy');
     const exported = names(text);
     expect(names(read('monitor.md'))).toEqual(exported);
     expect(exported).toEqual(expect.arrayContaining(names(read('monitoring/alerts.yml'))));

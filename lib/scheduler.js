@@ -3,7 +3,7 @@
 // Runs backups on a schedule. The addon (src/schedule) plans the times and receives the current
 // time as an argument. This file has the timers, the runs and the callbacks.
 
-const { AbortError, invalidOption } = require('./errors.js');
+const { AbortError, KgError, invalidOption } = require('./errors.js');
 const { assertFunction, callBack, planSchedule } = require('./native.js');
 
 /**
@@ -17,6 +17,9 @@ const DESCRIPTION = 'Scheduled backup';
  * same symbol in every realm.
  */
 const NEXT_RUN = Symbol.for('@weavelogic/knowledge-graph-agent.nextRun');
+
+/** The method with which a scheduler has its manager copy to the second store of the settings. */
+const COPY_CONFIGURED = Symbol.for('@weavelogic/knowledge-graph-agent.copyConfigured');
 
 /** Reads the global timers at each call, so that a test can replace them. */
 const SYSTEM_CLOCK = {
@@ -66,6 +69,8 @@ class BackupScheduler {
   /** A failure that has not been reported because a retry is pending. */
   #untold = null;
   #lastRun = null;
+  /** The copy in progress: { promise, controller, again }. */
+  #copying = null;
   #counts = { runs: 0, failures: 0, consecutiveFailures: 0 };
 
   /** @param {Partial<import('../index').BackupSchedulerOptions>} options */
@@ -124,6 +129,8 @@ class BackupScheduler {
     this.#queued = null;
     if (abort) this.#run?.controller.abort(reason);
     await this.#run?.promise.catch(() => {});
+    if (abort) this.#copying?.controller.abort(reason);
+    await this.#copying?.promise;
     // The pending retry will not happen.
     if (!this.#started) this.#tellFailure();
   }
@@ -253,6 +260,36 @@ class BackupScheduler {
     this.#untold = null;
     if (this.#started) this.#state = this.#plan('succeeded').state;
     if (this.#onSuccess) callBack('onSuccess', this.#onSuccess, backup);
+    this.#copy();
+  }
+
+  /**
+   * Copies new backups to the second store of the settings. A copy can take hours, so it does not
+   * delay the next run. The next backup repeats a copy that failed.
+   */
+  #copy() {
+    if (this.#copying) {
+      this.#copying.again = true;
+      return;
+    }
+    const controller = new AbortController();
+    const copying = { controller, again: false, promise: null };
+    this.#copying = copying;
+    const copied = Promise.resolve(this.#manager[COPY_CONFIGURED]?.({ signal: controller.signal }));
+    copying.promise = copied.then(
+      (result) => {
+        const [first] = result?.failed ?? [];
+        this.#copyEnded(copying, first && new KgError(first.error));
+      },
+      (error) => this.#copyEnded(copying, error),
+    );
+  }
+
+  #copyEnded({ controller, again }, error) {
+    this.#copying = null;
+    if (controller.signal.aborted) return;
+    if (error && this.#onFailure) callBack('onFailure', this.#onFailure, error);
+    if (again) this.#copy();
   }
 
   #failed(run, error) {
@@ -288,4 +325,4 @@ class BackupScheduler {
   }
 }
 
-module.exports = { BackupScheduler, NEXT_RUN };
+module.exports = { BackupScheduler, COPY_CONFIGURED, NEXT_RUN };

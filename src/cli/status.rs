@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     schedule::cron::time_zone,
-    service::{history::HookFailure, status::Status},
+    service::{copies::Copies, history::HookFailure, status::Status},
     util::age::age,
 };
 
@@ -26,6 +26,7 @@ pub fn print_status(status: &Status, service: Option<&str>, is_in_progress: bool
     }
     rows.extend(next_run(status).map(|next| ("next", next)));
     rows.extend(store_rows(status));
+    rows.extend(status.copies.as_ref().map(copies_row));
     rows.extend(problem_rows(status));
     rows.push(("health", health(status)));
     for (name, text) in rows {
@@ -89,6 +90,20 @@ fn store_rows(status: &Status) -> Vec<Row> {
         rows.push(("chains", chains));
     }
     rows
+}
+
+/// Returns the row about the second store.
+fn copies_row(copies: &Copies) -> Row {
+    let target = copies.target.display();
+    let newest = match &copies.newest {
+        Some(newest) => format!("newest {newest}"),
+        None => "none yet".into(),
+    };
+    let missing = match copies.missing {
+        0 => "nothing is missing".into(),
+        missing => format!("the newest {missing} of this store are missing there"),
+    };
+    ("copies", format!("in {target}: {newest}; {missing}"))
 }
 
 /// Returns the number of backups of each type, such as `2 full, 1 snapshot`.

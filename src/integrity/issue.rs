@@ -116,6 +116,10 @@ issue_codes! {
     BackupNone = "KG_ISSUE_BACKUP_NONE", Warning;
     /// The newest good backup is too old.
     BackupOld = "KG_ISSUE_BACKUP_OLD", Warning;
+    /// The second store lacks new backups.
+    CopyBehind = "KG_ISSUE_COPY_BEHIND", Warning;
+    /// Whether the second store has the backups could not be determined.
+    CopyUnknown = "KG_ISSUE_COPY_UNKNOWN", Warning;
     /// The base of a backup is missing or is a different backup.
     BackupChain = "KG_ISSUE_BACKUP_CHAIN", Error;
     /// An archive is not listed because it is incomplete or its manifest is missing.

@@ -1,5 +1,6 @@
 //! The command `health`: reports the state of a project and its backups without reading archives.
 
+mod of_copies;
 mod of_store;
 
 use std::{
@@ -12,7 +13,7 @@ use jiff::Timestamp;
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
-use self::of_store::of_store;
+use self::{of_copies::of_copies, of_store::of_store};
 use crate::{
     archive::manifest::BackupType,
     commands::{
@@ -126,6 +127,11 @@ pub fn health(
     let inspection = inspect(&subject, scope, options.lock_timeout, worker_mode, context)?;
     let mut issues = inspection.issues;
     let backups = of_store(store, &inspection.checked, options.max_age, &mut issues);
+    let own = store.list().map(|listed| own_of(store, listed));
+    issues.extend(
+        own.ok()
+            .and_then(|own| of_copies(&project, &options.settings, &own)),
+    );
     let service = of_service(&project, &options.settings, backups.age_ms, &mut issues);
     issues.sort_by_key(|issue| (issue.severity, issue.component, issue.code));
     Ok(Health {

@@ -115,10 +115,11 @@ impl Facts<'_> {
     }
 }
 
-fn of_status(status: &Status) -> [Metric; 12] {
+fn of_status(status: &Status) -> [Metric; 16] {
     let seconds = |ms: i64| ms as f64 / 1000.0;
     let (newest, success) = (status.newest.as_ref(), status.last_success.as_ref());
     let kinds = &status.by_type;
+    let copies = status.copies.as_ref();
     let kept = [
         ("full", kinds.full),
         ("incremental", kinds.incremental),
@@ -183,6 +184,28 @@ fn of_status(status: &Status) -> [Metric; 12] {
             "retention_failures",
             "Number of old backups that the last backup could not remove.",
             success.map(|run| f64::from(run.retention_failures)),
+        ),
+        gauge(
+            "copy_last_timestamp_seconds",
+            "When the newest backup in the second store was made.",
+            copies
+                .and_then(|copies| copies.newest_timestamp)
+                .map(seconds),
+        ),
+        gauge(
+            "copy_missing",
+            "Number of backups that are newer than the newest one in the second store.",
+            copies.map(|copies| copies.missing as f64),
+        ),
+        gauge(
+            "copy_lag_seconds",
+            "For how long the oldest of these backups has been without a copy; 0 if there is none.",
+            copies.map(|copies| seconds(copies.lag_ms)),
+        ),
+        gauge(
+            "copy_failed",
+            "1 if the last copy to the second store failed, else 0.",
+            copies.map(|copies| flag(copies.last_error.is_some())),
         ),
         gauge(
             "next_run_timestamp_seconds",

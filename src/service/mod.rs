@@ -5,6 +5,7 @@
 //! instance_lock  one service per project: a lock, and its holder
 //! process        that process, as the kernel identifies it, to end it
 //! run_loop       the work of the loop: load the settings, make a backup, record the result
+//! copier         copies to the second store, in a process of their own
 //! hook_session   the hooks of each run, on a separate thread ─▶ hooks: commands, URLs
 //! log            .kg/logs/backup-service.log, with a size limit
 //! supervisor     the duties of the first process of a container
@@ -18,6 +19,8 @@
 //! project only between backups, never during one (the rule in `docs/internals/architecture.md`).
 //! The loop ends after a moment, or after a backup that it cancels and that leaves nothing behind.
 
+mod copier;
+pub mod copies;
 pub mod health;
 pub mod history;
 mod hook_session;
@@ -94,6 +97,7 @@ pub fn serve(
         service.board.moved();
         http.follow(options.listen.unwrap_or_else(|| service.settings.listen()));
         service.hooks.note();
+        service.step_copy();
         match service.due() {
             Some(trigger) => {
                 service.board.began(now());
@@ -104,6 +108,7 @@ pub fn serve(
         }
     }
     let lost = (!cancel.is_cancelled()).then(|| lost(project));
+    service.copier.end();
     if lost.is_none() {
         service.hooks.finish();
     }

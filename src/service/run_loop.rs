@@ -14,7 +14,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Log, Options, state::ServiceState};
+use super::{Log, Options, copier::Copier, state::ServiceState};
 use crate::{
     commands::{
         backup::{Created, create_backup},
@@ -53,6 +53,7 @@ pub struct Service<'a> {
     cancel: &'a CancelToken,
     pub board: Arc<ServiceState>,
     pub hooks: HookSession<'a>,
+    pub copier: Copier<'a>,
     /// The last valid settings.
     pub settings: Settings,
     /// Why the current settings cannot be used.
@@ -86,6 +87,7 @@ impl<'a> Service<'a> {
             cancel,
             board,
             hooks: HookSession::start(project, log),
+            copier: Copier::new(project.root(), log),
             settings: Settings::default(),
             unreadable: None,
             plan: None,
@@ -134,6 +136,11 @@ impl<'a> Service<'a> {
             .any(is_other);
         self.settings = settings;
         self.looked = None;
+        // Also at the start of the service, because an earlier one may have ended before its copy.
+        let copies_to = |settings: &Settings| settings.copy_to(self.project.root());
+        if copies_to(&self.settings).is_some() {
+            self.copier.ask();
+        }
         self.plan = self.planned();
         if !is_new && !is_start {
             return;
@@ -282,6 +289,24 @@ impl<'a> Service<'a> {
         self.remember(Some(run));
         started.end();
         self.hooks.tell(&hooks, event);
+        if made.is_ok() && self.settings.copy_to(self.project.root()).is_some() {
+            self.copier.ask();
+        }
+    }
+
+    /// Goes on with the copies to the second store, and reports the first one that fails.
+    pub fn step_copy(&mut self) {
+        let (has_ended, error) = self.copier.step();
+        if has_ended {
+            self.remember(None);
+        }
+        if let Some(error) = error {
+            let event = Event {
+                error: Some(error),
+                ..Event::new(hooks::EventKind::Failed, self.project)
+            };
+            self.hooks.tell(&self.hooks.load(), event);
+        }
     }
 
     fn back_up(&self) -> Result<Created> {

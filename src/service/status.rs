@@ -5,7 +5,10 @@ use std::iter;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::history::{History, HookFailure, Run};
+use super::{
+    copies::Copies,
+    history::{History, HookFailure, Run},
+};
 use crate::{
     archive::manifest::BackupType,
     commands::{configured, own_backups::own_among},
@@ -61,6 +64,9 @@ pub struct Status {
     /// The sizes of the newest backups, oldest first.
     pub sizes: Vec<u64>,
     pub health: Health,
+    /// The second store of the settings. Absent if they name none, or if its state is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copies: Option<Copies>,
     /// The store held backups of the project at the last run and holds none now, or this was the
     /// case at the last run.
     pub store_emptied: bool,
@@ -197,6 +203,19 @@ pub fn status(
     let mut problems = problems(regular, backups.is_empty(), unread == 0, &chains, &history);
     problems.extend(unread_message);
     problems.extend(unknown);
+    let copies = project.and_then(|project| Copies::of(project, settings, &own, now));
+    let copies = match copies.transpose() {
+        Ok(copies) => copies,
+        Err(error) => {
+            let message = format!(
+                "how far the copies are behind is unknown: {}",
+                error.message
+            );
+            problems.push(message);
+            None
+        }
+    };
+    problems.extend(copies.as_ref().and_then(Copies::problem));
     problems.extend(emptied.iter().map(|warning| warning.message.clone()));
     if let Some(chosen) = newest_good(&own) {
         let passed = passed_over(&own, &unlisted, chosen);
@@ -223,6 +242,7 @@ pub fn status(
         sizes: newest_sizes(&backups),
         health: Health::of(&problems, is_late),
         store_emptied: emptied.is_some_and(|warning| warning.code == WarningCode::StoreEmptied),
+        copies,
         newest,
         without_schedule: settings.without_schedule(),
         problems,

@@ -1,0 +1,88 @@
+//! The state of the second store, `backup.copyTo`, as the record of the last copy describes it.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+use crate::{
+    commands::copy::record::{self, Lag},
+    config::Settings,
+    error::{Error, Result},
+    project::Project,
+    store::Backup,
+    util::age::age,
+};
+
+/// How long a backup may be without a copy before someone has to look. A copy follows each
+/// scheduled backup, and a failed one is repeated within that time.
+pub const MAX_LAG: Duration = Duration::from_secs(60 * 60);
+
+/// Times are milliseconds since the epoch.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Copies {
+    pub target: PathBuf,
+    /// The id of the newest copy that is known.
+    pub newest: Option<String>,
+    /// When the newest copied backup was made.
+    pub newest_timestamp: Option<i64>,
+    /// The number of backups that are newer than the newest copy.
+    pub missing: usize,
+    /// For how long, in milliseconds, the oldest of them has been without a copy.
+    pub lag_ms: i64,
+    /// Why the last copy failed.
+    pub last_error: Option<Error>,
+}
+
+impl Copies {
+    /// Describes the second store of the settings. Returns `None` if they name none.
+    pub fn of(
+        project: &Project,
+        settings: &Settings,
+        own: &[Backup],
+        now: i64,
+    ) -> Option<Result<Self>> {
+        let target = settings.copy_to(project.root())?;
+        Some(record::read(project, &target).map(|last| {
+            let newest = last.as_ref().and_then(|last| last.newest.clone());
+            let lag = Lag::of(own, newest.as_ref());
+            Copies {
+                target,
+                missing: lag.missing,
+                lag_ms: lag.since.map_or(0, |since| now.saturating_sub(since)),
+                newest_timestamp: newest.as_ref().map(|newest| newest.timestamp),
+                newest: newest.map(|newest| newest.id),
+                last_error: last.and_then(|last| last.error),
+            }
+        }))
+    }
+
+    /// Returns what needs attention.
+    pub fn problem(&self) -> Option<String> {
+        let target = self.target.display();
+        if let Some(error) = &self.last_error {
+            return Some(format!(
+                "the last copy to {target} failed: {} [{}]",
+                error.message, error.code
+            ));
+        }
+        let lag_ms = u64::try_from(self.lag_ms).unwrap_or(0);
+        let is_long = self.missing > 0 && u128::from(lag_ms) > MAX_LAG.as_millis();
+        is_long.then(|| {
+            format!(
+                "{} lacks the newest {} of this project, for {}: copy with `kg diag backup --copy-to`",
+                target,
+                backups(self.missing),
+                age(lag_ms)
+            )
+        })
+    }
+}
+
+/// Returns a number of backups in words.
+pub fn backups(count: usize) -> String {
+    match count {
+        1 => "backup".into(),
+        count => format!("{count} backups"),
+    }
+}
