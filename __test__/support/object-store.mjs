@@ -1,15 +1,16 @@
 // A real object store on loopback: SeaweedFS, one server for each test file.
 
-import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 
 import { installObjectServer, objectServer } from '../../scripts/object-server.mjs';
+import { encoded } from './sigv4.mjs';
+import { startServer } from './watchdog.mjs';
 
-const BUCKET = 'kg-tests';
-const KEY = 'test-key';
+export const BUCKET = 'kg-tests';
+export const KEY = 'test-key';
 export const SECRET = 'secret-of-the-tests';
 const START_TIMEOUT_MS = 60_000;
 const PORTS = [
@@ -22,16 +23,6 @@ const PORTS = [
   's3.port',
   's3.port.grpc',
 ];
-
-// The shell waits on a pipe from this process, and kills the server when that ends in whatever way.
-// The server ends only seconds after SIGTERM.
-const WATCHDOG = `
-exec 3<&0
-"$@" > "$DIR/log" 2>&1 < /dev/null 3<&- &
-server=$!
-(cat <&3 > /dev/null; kill -9 $server) &
-wait $server
-`;
 
 async function freePorts() {
   const servers = PORTS.map(() => createServer());
@@ -64,30 +55,25 @@ export async function startObjectStore() {
   const args = ['server', '-filer', '-s3', '-ip=127.0.0.1', '-ip.bind=127.0.0.1', '-volume.max=30'];
   args.push('-s3.port.iceberg=0', '-s3.port.lance=0', '-master.telemetry=false', `-dir=${dir}`);
   args.push(`-s3.config=${identities}`, ...PORTS.map((name, at) => `-${name}=${ports[at]}`));
-  const child = spawn('sh', ['-c', WATCHDOG, 'sh', objectServer, ...args], {
-    env: { ...process.env, DIR: dir },
-    stdio: ['pipe', 'ignore', 'ignore'],
-    detached: true,
-  });
-  const ended = new Promise((resolve) => child.once('exit', resolve));
+  const log = path.join(dir, 'log');
+  const server = startServer([objectServer, ...args], { log });
   const [master, , , , filer, , s3] = ports;
   const endpoint = `http://127.0.0.1:${s3}`;
   const files = `http://127.0.0.1:${filer}/buckets/${BUCKET}`;
   const deadline = Date.now() + START_TIMEOUT_MS;
   for (;;) {
     if (await isReady(master, files, endpoint)) break;
-    if (Date.now() > deadline || child.exitCode !== null) {
-      child.stdin.end();
-      throw new Error(
-        `the object store did not start:\n${readFileSync(path.join(dir, 'log'), 'utf8')}`,
-      );
+    if (Date.now() > deadline || server.hasEnded()) {
+      await server.stop();
+      throw new Error(`the object store did not start:\n${readFileSync(log, 'utf8')}`);
     }
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
+  const at = (name) => `${files}/${name.split('/').map(encoded).join('/')}`;
   const objects = {
     /** Returns the names of the objects directly below a prefix. */
     async names(prefix) {
-      const answer = await fetch(`${files}/${prefix}/?limit=10000`, {
+      const answer = await fetch(`${at(prefix)}/?limit=10000`, {
         headers: { accept: 'application/json' },
       });
       if (answer.status === 404) return [];
@@ -95,16 +81,16 @@ export async function startObjectStore() {
       return (entries ?? []).map(({ FullPath: full }) => path.posix.basename(full)).sort();
     },
     async read(name) {
-      const answer = await fetch(`${files}/${name}`);
+      const answer = await fetch(at(name));
       return answer.ok ? Buffer.from(await answer.arrayBuffer()) : null;
     },
     async write(name, bytes) {
       const form = new FormData();
       form.append('file', new Blob([bytes]), path.posix.basename(name));
-      await must(fetch(`${files}/${name}`, { method: 'POST', body: form }));
+      await must(fetch(at(name), { method: 'POST', body: form }));
     },
     async remove(name) {
-      await must(fetch(`${files}/${name}`, { method: 'DELETE' }));
+      await must(fetch(at(name), { method: 'DELETE' }));
     },
   };
   return {
@@ -127,8 +113,7 @@ export async function startObjectStore() {
       AWS_ALLOW_HTTP: 'true',
     },
     async stop() {
-      child.stdin.end();
-      await ended;
+      await server.stop();
       rmSync(dir, { recursive: true, force: true });
     },
   };
