@@ -430,16 +430,14 @@ impl Inner {
         tags
     }
 
-    /// Returns the header by which the completion of an upload never replaces an object.
-    pub fn completion_condition(&self) -> (HeaderName, HeaderValue) {
+    /// Returns the header by which the completion of an upload never replaces an object. Google Cloud
+    /// Storage refuses conditions in all requests of such an upload.
+    pub fn completion_condition(&self) -> Option<(HeaderName, HeaderValue)> {
         match self.location.service() {
             Service::S3 | Service::Azure => {
-                (http::header::IF_NONE_MATCH, HeaderValue::from_static("*"))
+                Some((http::header::IF_NONE_MATCH, HeaderValue::from_static("*")))
             }
-            Service::GoogleCloud => {
-                let name = HeaderName::from_static("x-goog-if-generation-match");
-                (name, HeaderValue::from_static("0"))
-            }
+            Service::GoogleCloud => None,
         }
     }
 }

@@ -142,9 +142,13 @@ impl Upload {
 
     /// Returns the version, unless only a look at the object can tell whether it was completed.
     fn complete(&self, parts: Parts) -> Result<Option<Version>> {
-        let (name, value) = self.bucket.0.completion_condition();
+        let call = match self.bucket.0.completion_condition() {
+            Some((name, value)) => Call::default().with_header(name, value),
+            // Only the lock of the caller closes the gap between this look and the completion.
+            None if self.head()?.is_some() => return Err(self.taken()),
+            None => Call::default(),
+        };
         let completed = self.run(|_| async move {
-            let call = Call::default().with_header(name, value);
             let mut parts = parts.lock().await;
             call.make(parts.complete()).await
         })?;
