@@ -1,16 +1,12 @@
 // Whatever goes wrong between `kg` and an object store, a backup that is reported done can be
 // restored, and one that failed is not listed.
 
-import { randomBytes } from 'node:crypto';
-import { readFileSync, writeFileSync } from 'node:fs';
-import path from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 
-import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
-import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
-
-import { refusal, startFaultProxy } from './support/fault-proxy.mjs';
+import { archives } from './support/conformance.mjs';
+import { refusal } from './support/fault-proxy.mjs';
+import { faultySetUpIn } from './support/faulty-store.mjs';
 import { startObjectStore } from './support/object-store.mjs';
-import { makeProject } from './support/project.mjs';
 
 let store;
 beforeAll(async () => {
@@ -18,36 +14,7 @@ beforeAll(async () => {
 });
 afterAll(() => store?.stop());
 
-const isLong = process.env.KG_TEST_LONG === '1';
-let prefixes = 0;
-
-/** Returns a project, a manager that talks through a proxy, and one that does not. */
-async function setUp(choose) {
-  prefixes += 1;
-  const prefix = `faults/${prefixes}`;
-  const { root } = makeProject({ nodes: 20 });
-  const proxy = await startFaultProxy(store.endpoint, choose);
-  onTestFinished(() => proxy.stop());
-  const managerAt = (endpoint, more) =>
-    createBackupManager({
-      projectRoot: root,
-      backupDir: store.url(prefix),
-      storageOptions: { ...store.storageOptions, endpoint, timeout: 3000 },
-      ...more,
-    });
-  const other = path.join(path.dirname(root), 'restored');
-  return {
-    root,
-    prefix,
-    proxy,
-    other,
-    managerAt,
-    faulty: managerAt(proxy.endpoint),
-    plain: managerAt(store.endpoint),
-  };
-}
-
-const archives = (names) => names.filter((name) => /^kg-backup.*\.tar\.gz$/.test(name));
+const setUp = faultySetUpIn(() => store);
 
 test('a permission to delete that is missing is reported, and hides no backup', async () => {
   const { prefix, faulty, managerAt, proxy } = await setUp(({ method }) =>
@@ -76,53 +43,6 @@ test('a service that is overloaded for a while delays a backup, and does not fai
   expect(refusals).toEqual([]);
   expect(await faulty.verifyBackup(id)).toBe(true);
   expect(proxy.requests.length).toBeGreaterThan(6);
-});
-
-/** The same numbers in every run. */
-function random(seed) {
-  let state = seed;
-  return (below) => {
-    state = (Math.imul(state, 1103515245) + 12345) >>> 0;
-    return (state >>> 8) % below;
-  };
-}
-
-test('random faults lose no backup that was reported done, and list none that failed', async () => {
-  const next = random(7);
-  let isFaulty = true;
-  const choose = () => {
-    if (!isFaulty || next(8) > 0) return null;
-    return ['reset', 'lose', refusal(503, 'SlowDown'), refusal(500, 'InternalError')][next(4)];
-  };
-  const { root, prefix, faulty, plain, other } = await setUp(choose);
-  const file = path.join(root, '.kg/plugins/content.bin');
-  const done = [];
-  for (let round = 0; round < (isLong ? 100 : 12); round += 1) {
-    // Some archives have one part, and some several.
-    const content = randomBytes(round % 4 === 3 ? 18_000_000 : 1 + next(100_000));
-    writeFileSync(file, content);
-    isFaulty = true;
-    const type = next(2) === 0 ? 'full' : 'incremental';
-    const made = await faulty.createBackup({ type }).catch((error) => error);
-    isFaulty = false;
-    if (made instanceof Error) expect(made.code).toMatch(/^KG_/);
-    else done.push({ id: made.id, content });
-    const listed = (await plain.listBackups()).map(({ id }) => id);
-    expect(listed).toEqual(expect.arrayContaining(done.map(({ id }) => id)));
-    for (const id of listed) expect(await plain.verifyBackup(id)).toBe(true);
-    // A process that lost its lock without being able to release it holds it for a minute.
-    await store.objects.remove(`${prefix}/.kg-store.lock`).catch(() => {});
-  }
-  expect(done.length).toBeGreaterThan(2);
-  const { id, content } = done.at(-1);
-  await plain.restore({ backupId: id, targetDir: other });
-  expect(readFileSync(path.join(other, '.kg/plugins/content.bin')).equals(content)).toBe(true);
-
-  await plain.createBackup();
-  const names = await store.objects.names(prefix);
-  const sidecars = names.filter((name) => name.endsWith('.manifest.json'));
-  expect(sidecars.map((name) => name.slice(0, -'.manifest.json'.length))).toEqual(archives(names));
-  expect(names.filter((name) => name.startsWith('.kg-deleted'))).toEqual([]);
 });
 
 /**

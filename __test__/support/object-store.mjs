@@ -6,7 +6,7 @@ import os from 'node:os';
 import path from 'node:path';
 
 import { installObjectServer, objectServer } from '../../scripts/object-server.mjs';
-import { encoded } from './sigv4.mjs';
+import { encoded, signed } from './sigv4.mjs';
 import { startServer } from './watchdog.mjs';
 
 export const BUCKET = 'kg-tests';
@@ -41,7 +41,7 @@ async function freePorts() {
  * Starts a server. `objects` reads and changes it without signatures, behind the back of the code
  * under test.
  */
-export async function startObjectStore() {
+export async function startObjectStore({ env = {} } = {}) {
   installObjectServer();
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-objects-'));
   const identities = path.join(dir, 's3.json');
@@ -56,7 +56,7 @@ export async function startObjectStore() {
   args.push('-s3.port.iceberg=0', '-s3.port.lance=0', '-master.telemetry=false', `-dir=${dir}`);
   args.push(`-s3.config=${identities}`, ...PORTS.map((name, at) => `-${name}=${ports[at]}`));
   const log = path.join(dir, 'log');
-  const server = startServer([objectServer, ...args], { log });
+  const server = startServer([objectServer, ...args], { log, env });
   const [master, , , , filer, , s3] = ports;
   const endpoint = `http://127.0.0.1:${s3}`;
   const files = `http://127.0.0.1:${filer}/buckets/${BUCKET}`;
@@ -93,9 +93,29 @@ export async function startObjectStore() {
       await must(fetch(at(name), { method: 'DELETE' }));
     },
   };
+  /** Sends a signed request. The path begins with the bucket. */
+  const request = (method, target, { query = [], headers = {}, body } = {}) => {
+    const { host } = new URL(endpoint);
+    const all = signed(
+      { method, host, path: target, query, headers, body },
+      { key: KEY, secret: SECRET },
+    );
+    return fetch(`${endpoint}${all.path}`, { method, headers: all.headers, body });
+  };
   return {
     endpoint,
     objects,
+    request,
+    /** Returns the keys of the uploads below a prefix that were neither completed nor aborted. */
+    async unfinishedUploads(prefix) {
+      const query = [
+        ['uploads', ''],
+        ['prefix', `${prefix}/`],
+      ];
+      const answer = await must(request('GET', `/${BUCKET}`, { query }));
+      const uploads = (await answer.text()).matchAll(/<Upload>.*?<Key>(.*?)<\/Key>/gs);
+      return [...uploads].map(([, key]) => key);
+    },
     url: (prefix) => `s3://${BUCKET}/${prefix}`,
     storageOptions: {
       accessKeyId: KEY,
@@ -122,6 +142,7 @@ export async function startObjectStore() {
 async function must(request) {
   const answer = await request;
   if (!answer.ok) throw new Error(`${answer.url}: ${answer.status} ${await answer.text()}`);
+  return answer;
 }
 
 /** Creates the bucket once there is a place for data, and tells whether both answer. */
