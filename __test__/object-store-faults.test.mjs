@@ -1,9 +1,13 @@
 // Whatever goes wrong between `kg` and an object store, a backup that is reported done can be
 // restored, and one that failed is not listed.
 
+import { randomBytes } from 'node:crypto';
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+
 import { afterAll, beforeAll, expect, test } from 'vitest';
 
-import { archives } from './support/conformance.mjs';
+import { archives, change } from './support/conformance.mjs';
 import { refusal } from './support/fault-proxy.mjs';
 import { faultySetUpIn } from './support/faulty-store.mjs';
 import { startObjectStore } from './support/object-store.mjs';
@@ -90,3 +94,53 @@ test('one lost answer fails no backup, whichever it is', () =>
       expect(listed).toHaveLength(before + 1);
     },
   ));
+
+test('a deletion that the service only claims is reported', async () => {
+  const { database, faulty, managerAt, plain, proxy } = await setUp(({ method }) =>
+    method === 'DELETE' ? { status: 204 } : null,
+  );
+  const { id } = await faulty.createBackup();
+  await expect(faulty.deleteBackup(id)).rejects.toMatchObject({
+    message: expect.stringContaining(id),
+  });
+  change(database, 'new');
+  const next = await managerAt(proxy.endpoint, { maxBackups: 1 }).createBackup();
+  expect(next.warnings.map(({ code }) => code)).toContain('KG_WARN_STORE');
+  expect((await plain.listBackups()).map((one) => one.id)).toContain(next.id);
+  for (const one of await plain.listBackups()) expect(await plain.verifyBackup(one.id)).toBe(true);
+});
+
+test('backups work if uploads may not be listed', async () => {
+  const { faulty, plain } = await setUp(({ method, url }) =>
+    method === 'GET' && /[?&]uploads=/.test(url) ? refusal(403, 'AccessDenied') : null,
+  );
+  const { id, warnings } = await faulty.createBackup();
+  expect(warnings.map(({ code }) => code)).toEqual(['KG_WARN_STORE']);
+  expect(await plain.verifyBackup(id)).toBe(true);
+});
+
+test('an archive that has to be thawed is reported as such', async () => {
+  const { faulty, other } = await setUp(({ method, url }) =>
+    method === 'GET' && /\.tar\.gz$/.test(url) ? refusal(403, 'InvalidObjectState') : null,
+  );
+  const { id } = await faulty.createBackup();
+  await expect(faulty.restore({ backupId: id, targetDir: other })).rejects.toMatchObject({
+    code: 'KG_UNSUPPORTED',
+    message: expect.stringContaining('thawed'),
+  });
+});
+
+test('the parts of an archive have one size', async () => {
+  const sizes = [];
+  const { root, faulty, plain } = await setUp(({ method, url, headers }) => {
+    if (method === 'PUT' && url.includes('partNumber='))
+      sizes.push(Number(headers['content-length']));
+    return null;
+  });
+  writeFileSync(path.join(root, '.kg/plugins/noise.bin'), randomBytes(30_000_000));
+  const { id, size } = await faulty.createBackup();
+  expect(sizes.reduce((sum, one) => sum + one, 0)).toBe(size);
+  sizes.sort((one, other) => other - one);
+  expect(new Set(sizes.slice(0, -1))).toEqual(new Set([8 << 20]));
+  expect(await plain.verifyBackup(id)).toBe(true);
+});

@@ -25,6 +25,8 @@ struct State {
     conditions: Conditions,
     /// The next answer to a replacement is lost: it is done, and looks as if it was not.
     loses_answer: bool,
+    /// A deletion is reported as done, and does nothing.
+    keeps_all: bool,
 }
 
 impl Service {
@@ -38,6 +40,7 @@ impl Service {
                 replace: true,
             },
             loses_answer: false,
+            keeps_all: false,
         })))
     }
 
@@ -129,7 +132,11 @@ impl Client for Service {
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        self.with(|state| state.objects.remove(name));
+        self.with(|state| {
+            if !state.keeps_all {
+                state.objects.remove(name);
+            }
+        });
         Ok(())
     }
 
@@ -250,6 +257,24 @@ fn a_removal_leaves_nothing_and_one_that_began_is_finished() {
     assert_eq!(tombstone::finish_removals(&objects).unwrap(), []);
     let left = service.with(|state| state.objects.keys().cloned().collect::<Vec<_>>());
     assert_eq!(left, [".kg-deleted-of-others"]);
+}
+
+#[test]
+fn a_removal_that_a_service_only_claims_is_an_error_and_hides_nothing() {
+    let service = Service::new();
+    let name = "kg-backup-20240115-020000.tar.gz";
+    for suffix in ["", names::MANIFEST_SUFFIX] {
+        service.with(|state| state.write(&format!("{name}{suffix}"), b"x".to_vec()));
+    }
+    service.with(|state| state.keeps_all = true);
+    let objects = service.place();
+    let archive = Place::Objects(objects.clone()).archive(name);
+    let error = tombstone::remove(&objects, &archive).unwrap_err();
+    assert_eq!(error.code, Code::StoreDenied);
+    for objects in [objects, service.place()] {
+        let living = tombstone::living(&objects).unwrap();
+        assert!(living.iter().any(|living| living == name), "{living:?}");
+    }
 }
 
 #[test]

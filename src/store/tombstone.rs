@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use super::names::{MANIFEST_SUFFIX, id_of_archive};
 use crate::{
-    error::{Error, Result},
+    error::{Code, Error, Result},
     place::{Archive, ObjectPlace, Place},
 };
 
@@ -28,7 +28,25 @@ pub(super) fn remove(objects: &ObjectPlace, archive: &Archive) -> Result<()> {
         return Err(error);
     }
     objects.remove(archive.name())?;
+    if objects.client().find(archive.name())?.is_some() {
+        // Some services report success for an object that they keep.
+        objects.put(&tombstone, VOID)?;
+        objects.forget_listing();
+        return Err(kept(archive));
+    }
     objects.remove(&tombstone)
+}
+
+fn kept(archive: &Archive) -> Error {
+    let path = archive.path();
+    Error::new(
+        Code::StoreDenied,
+        format!(
+            "The service reported that it deleted {}, but it keeps it",
+            path.display()
+        ),
+        "Look for a lock or a rule of the bucket that keeps objects, then run it again",
+    )
 }
 
 /// Finishes the removals that killed runs began. Returns the errors.
