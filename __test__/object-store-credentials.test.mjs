@@ -2,11 +2,13 @@
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
 
+import { certificates } from './support/certificates.mjs';
 import { refusal, startFaultProxy } from './support/fault-proxy.mjs';
 import { faultySetUpIn } from './support/faulty-store.mjs';
 import { KEY, SECRET, startObjectStore } from './support/object-store.mjs';
@@ -140,4 +142,51 @@ test('a container gives the credentials of its role', async () => {
     expect(done).toMatchObject({ status: 0 });
     expect(asked).toEqual([['/role', 'the-token']]);
   }
+});
+
+test('a token of a web identity is exchanged for the credentials of a role', async () => {
+  const asked = [];
+  const { caFile, key, cert } = certificates('DNS:sts.amazonaws.com', 'DNS:*.amazonaws.com');
+  // The address of that service cannot be chosen, but the proxy on the way to it can.
+  const tokenService = createTlsServer({ key, cert }, async (request, answer) => {
+    const chunks = [];
+    for await (const chunk of request) chunks.push(chunk);
+    const url = new URL(request.url, 'https://sts');
+    asked.push(`${url.search}${Buffer.concat(chunks)}`);
+    const expires = new Date(Date.now() + 3_600_000).toISOString();
+    answer.setHeader('content-type', 'text/xml');
+    answer.end(
+      '<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>' +
+        `<AccessKeyId>${KEY}</AccessKeyId><SecretAccessKey>${SECRET}</SecretAccessKey>` +
+        `<SessionToken></SessionToken><Expiration>${expires}</Expiration>` +
+        '</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>',
+    );
+  });
+  const proxy = createServer();
+  proxy.on('connect', (request, socket) => {
+    asked.push(request.url);
+    socket.write('HTTP/1.1 200 OK\r\n\r\n');
+    tokenService.emit('connection', socket);
+  });
+  await new Promise((resolve) => {
+    proxy.listen(0, '127.0.0.1', resolve);
+  });
+  onTestFinished(() => {
+    tokenService.closeAllConnections();
+    proxy.closeAllConnections();
+    proxy.close();
+  });
+  const token = path.join(temporaryDirectory(), 'token');
+  writeFileSync(token, 'the-token');
+  const done = await backUp(store.endpoint, {
+    AWS_WEB_IDENTITY_TOKEN_FILE: token,
+    AWS_ROLE_ARN: 'arn:aws:iam::123456789012:role/backups',
+    HTTPS_PROXY: `http://127.0.0.1:${proxy.address().port}`,
+    NO_PROXY: '127.0.0.1',
+    SSL_CERT_FILE: caFile,
+  });
+  expect(done).toMatchObject({ status: 0 });
+  expect(asked).toHaveLength(2);
+  expect(asked[0]).toMatch(/^sts\..*amazonaws\.com:443$/);
+  expect(asked[1]).toContain('the-token');
 });
