@@ -4,13 +4,15 @@ import path from 'node:path';
 
 import { expect, onTestFinished, test } from 'vitest';
 
-import { archives, conformance } from './support/conformance.mjs';
+import { archives, change, conformance } from './support/conformance.mjs';
 import { refusal } from './support/fault-proxy.mjs';
 import { startGcs } from './support/gcs.mjs';
+import { BUCKET } from './support/object-store.mjs';
 import { kg } from './support/processes.mjs';
 
 const { store, setUp } = conformance('Google Cloud Storage, in front of SeaweedFS', startGcs, {
   pageSize: 1000,
+  listsUploads: true,
 });
 
 /** Lets a function see the requests of this test. */
@@ -34,6 +36,42 @@ test('an archive of several parts replaces nothing', async () => {
   expect((await store().objects.read(taken)).toString()).toBe('of another process');
   expect(archives(await store().objects.names(prefix))).toHaveLength(1);
   expect(await manager.listBackups()).toEqual([]);
+});
+
+test('the first answer to each write may be lost', async () => {
+  const { manager, managerWith, root, database, prefix } = setUp();
+  writeFileSync(path.join(root, '.kg/plugins/noise.bin'), randomBytes(10_000_000));
+  const lost = new Set();
+  onRequest(({ method, url }) => {
+    const request = `${method} ${url}`;
+    if (method === 'GET' || method === 'HEAD' || lost.has(request)) return null;
+    lost.add(request);
+    return 'lose';
+  });
+  const full = await manager.createBackup();
+  change(database, 'new');
+  lost.clear();
+  const next = await manager.createBackup({ type: 'incremental' });
+  expect(next).toMatchObject({ type: 'incremental', basedOn: full.id });
+  for (const { id } of await manager.listBackups())
+    expect(await manager.verifyBackup(id)).toBe(true);
+  await manager.deleteBackup(full.id, { cascade: true });
+  await managerWith({ maxBackups: 1 }).prune();
+  expect(lost.size).toBeGreaterThan(5);
+  expect(await store().objects.names(prefix)).toEqual(['.kg-store.lock']);
+  expect(await store().unfinishedUploads(prefix)).toEqual([]);
+});
+
+test('archives alone have the storage class', async () => {
+  const { managerWith, prefix } = setUp();
+  const storageOptions = { ...store().storageOptions, storageClass: 'NEARLINE' };
+  const { id } = await managerWith({ storageOptions }).createBackup();
+  const classOf = async (name) => {
+    const { headers } = await store().request('HEAD', `/${BUCKET}/${prefix}/${name}`);
+    return headers.get('x-amz-storage-class');
+  };
+  expect(await classOf(`kg-${id}.tar.gz`)).toBe('STANDARD_IA');
+  expect(await classOf(`kg-${id}.tar.gz.manifest.json`)).not.toBe('STANDARD_IA');
 });
 
 test('a refused second write of a name in a second is repeated', async () => {

@@ -10,6 +10,7 @@ import { promisify } from 'node:util';
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
+import { BUCKET } from './object-store.mjs';
 import { kg, kgPath, run } from './processes.mjs';
 import {
   contents,
@@ -56,10 +57,10 @@ export function setUpIn(store) {
 
 /**
  * Tests a kind of store. `start` resolves to one; `pageSize` is how many objects a page of its list
- * has, and absent for a directory.
+ * has, and absent for a directory. `listsUploads` says that the service lists unfinished uploads.
  * Returns what the tests of only one kind use.
  */
-export function conformance(name, start, { pageSize = null } = {}) {
+export function conformance(name, start, { pageSize = null, listsUploads = false } = {}) {
   let store;
   beforeAll(async () => {
     store = await start();
@@ -77,6 +78,7 @@ export function conformance(name, start, { pageSize = null } = {}) {
     neighbours(suite, pageSize ?? 1000);
     processes(suite);
     if (pageSize !== null) objectsOnly(suite);
+    if (listsUploads) uploads(suite);
   });
   return suite;
 }
@@ -522,5 +524,20 @@ function objectsOnly({ store, setUp }) {
     const { managerWith } = setUp();
     for (const sign of ['?', '#'])
       expect(() => managerWith({ backupDir: store().url(`odd/a${sign}b`) })).toThrow(/query or/);
+  });
+}
+
+function uploads({ store, setUp }) {
+  test('ends the uploads that killed runs left', async () => {
+    const { managerWith, prefix } = setUp();
+    const manager = managerWith({ maxBackups: 9 });
+    await manager.createBackup();
+    const begin = (name) =>
+      store().request('POST', `/${BUCKET}/${prefix}/${name}`, { query: [['uploads', '']] });
+    await begin('kg-backup-20240115-020000.tar.gz');
+    await begin('of-others');
+    expect(await store().unfinishedUploads(prefix)).toHaveLength(2);
+    expect(await manager.prune()).toMatchObject({ warnings: [] });
+    expect(await store().unfinishedUploads(prefix)).toEqual([`${prefix}/of-others`]);
   });
 }

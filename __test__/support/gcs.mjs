@@ -13,11 +13,13 @@ import { BUCKET, KEY, SECRET, startObjectStore } from './object-store.mjs';
 import { signed } from './sigv4.mjs';
 
 const ACCOUNT = 'kg-tests@example.iam.gserviceaccount.com';
+/** What the server calls some storage classes. */
+const CLASSES = { STANDARD: 'STANDARD', NEARLINE: 'STANDARD_IA', ARCHIVE: 'GLACIER' };
 const PASSED_HEADERS = ['content-type', 'content-md5', 'range', 'if-match', 'if-none-match'];
 
 /**
  * Starts the interface. `requests` are the requests so far. `onRequest(choose)` makes the function
- * `choose({ method, url })` see each later one; it may return an answer to give instead.
+ * `choose({ method, url })` see each later one; it may return an answer to give instead, or `'lose'`.
  */
 export async function startGcs() {
   const store = await startObjectStore();
@@ -45,7 +47,6 @@ export async function startGcs() {
       private_key: key.export({ type: 'pkcs8', format: 'pem' }),
       private_key_id: 'test',
       client_email: ACCOUNT,
-      gcs_base_url: endpoint,
     };
     writeFileSync(file, JSON.stringify(content), { mode: 0o600 });
     return file;
@@ -57,11 +58,13 @@ export async function startGcs() {
       dialect.choose = choose;
     },
     objects: store.objects,
+    request: store.request,
+    unfinishedUploads: store.unfinishedUploads,
     url: (prefix) => `gs://${BUCKET}/${prefix}`,
     storageOptions: { endpoint, allowHttp: true },
     env: {
       GOOGLE_SERVICE_ACCOUNT: serviceAccount('key.json', privateKey),
-      AWS_ALLOW_HTTP: 'true',
+      GOOGLE_BASE_URL: endpoint,
     },
     /** A service account with a key that the service does not know. */
     unknownAccount: () =>
@@ -101,7 +104,7 @@ class Dialect {
     const body = Buffer.concat(chunks);
     if (!this.#isAuthentic(headers.authorization)) return refusal(401, 'AuthenticationRequired');
     const instead = await this.choose({ method, url: incoming.url });
-    if (instead) return instead;
+    if (instead && instead !== 'lose') return instead;
     const query = [...url.searchParams];
     const key = decodeURIComponent(url.pathname);
     const isOfUpload = query.some(([name]) => ['uploads', 'uploadId'].includes(name));
@@ -112,6 +115,7 @@ class Dialect {
     for (const [name, value] of Object.entries(headers)) {
       if (PASSED_HEADERS.includes(name)) passed[name] = value;
       if (name.startsWith('x-goog-meta-')) passed[name.replace('goog', 'amz')] = value;
+      if (name === 'x-goog-storage-class') passed['x-amz-storage-class'] = CLASSES[value];
     }
     if (method === 'PUT' || method === 'POST') {
       // A PUT is not subject to conditions on ETags.
@@ -127,7 +131,9 @@ class Dialect {
       passed['if-match'] = current.tag;
     }
     const answer = await this.#pass(method, key, query, passed, body);
-    return this.#translate(answer, { method, key, query, before });
+    const translated = this.#translate(answer, { method, key, query, before });
+    if (instead === 'lose') throw new Error('the answer is lost');
+    return translated;
   }
 
   /** Finds out whether somebody wrote an object behind the back of this interface. */

@@ -9,18 +9,19 @@ use object_store::{
     aws::AmazonS3Builder,
     azure::{AzureConfigKey, MicrosoftAzureBuilder},
     client::{ClientOptions, HttpClient, HttpConnector},
-    gcp::GoogleCloudStorageBuilder,
+    gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
 };
 
 use super::{
     credentials::Credentials,
     location::{Location, Service},
     options::StorageOptions,
-    signing::{self, AzureSigner, Signer, Signing},
+    signing::{self, AzureSigner, GoogleSigner, Signer, Signing},
     transport::Transport,
 };
 use crate::error::{Code, Error, Result};
 
+const GOOGLE_URL: &str = "https://storage.googleapis.com";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const COMMON_KEYS: [&str; 7] = [
@@ -50,7 +51,7 @@ const S3_KEYS: [&str; 10] = [
 pub struct Connection {
     pub store: Arc<dyn ObjectStore>,
     pub transport: Transport,
-    /// The URL of the bucket, for requests of S3 that `object_store` does not know.
+    /// The URL of the bucket, for requests that `object_store` does not know. Absent for Azure.
     pub bucket_url: Option<String>,
 }
 
@@ -101,7 +102,8 @@ fn google_cloud(
     client: reqwest::Client,
 ) -> Result<Connection> {
     refuse(options, "Google Cloud Storage", &COMMON_KEYS)?;
-    let transport = transport(client, Signing::Token, options);
+    let signer = Arc::new(GoogleSigner::default());
+    let transport = transport(client, Signing::Google(Arc::clone(&signer)), options);
     let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(location.bucket())
         .with_retry(no_retries())
@@ -109,11 +111,15 @@ fn google_cloud(
     if let Some(endpoint) = &options.endpoint {
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
+    let base = builder.get_config_value(&GoogleConfigKey::BaseUrl);
+    let base = base.unwrap_or_else(|| GOOGLE_URL.to_string());
     let store = builder.build().map_err(|error| unusable(location, error))?;
+    // It was not set before.
+    let _ = signer.credentials.set(Arc::clone(store.credentials()));
     Ok(Connection {
         store: Arc::new(store),
         transport,
-        bucket_url: None,
+        bucket_url: Some(format!("{base}/{}", location.bucket())),
     })
 }
 

@@ -25,6 +25,8 @@
 //!
 //! * A service that ignores conditions on requests lets two writers of one name both succeed.
 //!   [`Bucket::probe`] tells such services apart.
+//! * Google Cloud Storage takes no condition for an upload of parts. Two writers of one long object can
+//!   both succeed there. Their caller holds a lock.
 //! * A process that is killed leaves the parts of its upload. [`Bucket::unfinished_uploads`] finds
 //!   them.
 

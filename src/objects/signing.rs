@@ -5,11 +5,12 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use http::{Uri, header::AUTHORIZATION};
+use http::{HeaderValue, Uri, header::AUTHORIZATION};
 use object_store::{
     aws::{AwsAuthorizer, AwsCredential},
     azure::{AzureAuthorizer, AzureCredentialProvider},
     client::HttpRequest,
+    gcp::GcpCredentialProvider,
 };
 
 use super::{credentials::Credentials, failure::Failure, options::StorageOptions};
@@ -23,8 +24,31 @@ pub enum Signing {
     S3(Arc<Signer>),
     /// By `object_store`, and again here if it used the key of an account.
     Azure(Arc<AzureSigner>),
-    /// By `object_store`, with a token that covers no header.
-    Token,
+    /// By `object_store`, with a token that covers no header, and here if it does not know the
+    /// request.
+    Google(Arc<GoogleSigner>),
+}
+
+/// Adds the token to requests of Google Cloud Storage that lack it.
+#[derive(Debug, Default)]
+pub struct GoogleSigner {
+    /// Set once the client exists, which needs this signer.
+    pub credentials: OnceLock<GcpCredentialProvider>,
+}
+
+impl GoogleSigner {
+    pub async fn sign(&self, request: &mut HttpRequest) -> Result<(), Failure> {
+        let is_signed = request.headers().contains_key(AUTHORIZATION);
+        let Some(credentials) = self.credentials.get().filter(|_| !is_signed) else {
+            return Ok(());
+        };
+        let failed = |error| Failure::unexpected(&error);
+        let credential = credentials.get_credential().await.map_err(failed)?;
+        let token = HeaderValue::from_str(&format!("Bearer {}", credential.bearer));
+        let token = token.map_err(|_| Failure::Unexpected("no valid token".into()))?;
+        request.headers_mut().insert(AUTHORIZATION, token);
+        Ok(())
+    }
 }
 
 /// Signs requests of Azure again after headers were added to them.

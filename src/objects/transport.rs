@@ -117,7 +117,7 @@ impl Transport {
         let body = body.collect().await?.to_bytes();
         let digest = match self.0.signing {
             Signing::S3(_) => Sha256::digest(&body).to_vec(),
-            Signing::Azure(_) | Signing::Token => Vec::new(),
+            Signing::Azure(_) | Signing::Google(_) => Vec::new(),
         };
         for (name, value) in &call.headers {
             parts.headers.insert(name.clone(), value.clone());
@@ -234,7 +234,7 @@ impl Transport {
         match &self.0.signing {
             Signing::S3(signer) => signer.sign(&mut request, &prepared.digest).await?,
             Signing::Azure(signer) => signer.sign(&mut request).await?,
-            Signing::Token => {}
+            Signing::Google(signer) => signer.sign(&mut request).await?,
         }
         Ok(request.into_parts().0)
     }

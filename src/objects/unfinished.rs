@@ -32,9 +32,9 @@ pub struct UnfinishedUpload {
 
 impl Bucket {
     /// Returns the unfinished uploads directly below the prefix. `KG_UNSUPPORTED` if the service has
-    /// no such list: Azure and Google Cloud Storage delete old parts by their own rules.
+    /// no such list: Azure deletes old parts by its own rules.
     pub fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>> {
-        let bucket_url = self.s3_url()?;
+        let bucket_url = self.bucket_url()?;
         let prefix = self.location().key("");
         let mut found = Vec::new();
         let mut marker = (String::new(), String::new());
@@ -63,7 +63,7 @@ impl Bucket {
         let key = self.location().key(&upload.name);
         let url = format!(
             "{}/{}?uploadId={}",
-            self.s3_url()?,
+            self.bucket_url()?,
             utf8_percent_encode(&key, UNRESERVED_AND_SLASH),
             utf8_percent_encode(&upload.id, UNRESERVED)
         );
@@ -80,7 +80,7 @@ impl Bucket {
         }
     }
 
-    fn s3_url(&self) -> Result<String> {
+    fn bucket_url(&self) -> Result<String> {
         self.0.bucket_url.clone().ok_or_else(|| {
             Error::new(
                 Code::Unsupported,
