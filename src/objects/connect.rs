@@ -1,6 +1,6 @@
 //! The clients of the three services. `object_store` knows what their requests look like.
 
-use std::{env, fs, sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +14,7 @@ use object_store::{
 
 use super::{
     credentials::Credentials,
+    endpoint::{check_path, s3_bucket_url},
     location::{Location, Service},
     options::StorageOptions,
     signing::{self, AzureSigner, GoogleSigner, Signer, Signing},
@@ -109,6 +110,7 @@ fn google_cloud(
         .with_retry(no_retries())
         .with_http_connector(Connector(transport.clone()));
     if let Some(endpoint) = &options.endpoint {
+        check_path(location.bucket(), endpoint)?;
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
     let base = builder.get_config_value(&GoogleConfigKey::BaseUrl);
@@ -144,9 +146,20 @@ fn azure(
         builder = builder.with_access_key(key);
     }
     if let Some(endpoint) = &options.endpoint {
+        // The emulator has the account in the path, and a container may have its name.
+        if options.account.as_deref() != Some(location.bucket()) {
+            check_path(location.bucket(), endpoint)?;
+        }
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_string());
     }
     let account = builder.get_config_value(&AzureConfigKey::AccountName);
+    let emulator = builder.get_config_value(&AzureConfigKey::UseEmulator);
+    if account.is_none() && emulator.as_deref() != Some("true") {
+        return Err(Error::invalid(
+            format!("The storage account of {location} is missing"),
+            "Give `account` in `storageOptions`, or set AZURE_STORAGE_ACCOUNT_NAME",
+        ));
+    }
     let store = builder.build().map_err(|error| unusable(location, error))?;
     if let Some(account) = account {
         // It was not set before.
@@ -206,58 +219,6 @@ pub fn lock_headers(options: &StorageOptions) -> Result<HeaderMap> {
     let name = HeaderName::from_static("x-amz-object-lock-retain-until-date");
     headers.insert(name, until);
     Ok(headers)
-}
-
-/// Returns the URL of the bucket. Names with dots do not match the certificates of AWS, so that they
-/// go into the path.
-fn s3_bucket_url(location: &Location, options: &StorageOptions) -> Result<String> {
-    let bucket = location.bucket();
-    let of_environment = || {
-        let names = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
-        names
-            .iter()
-            .find_map(|name| env::var(name).ok().filter(|url| !url.is_empty()))
-    };
-    let is_own = options.endpoint.is_some();
-    let endpoint = match options.endpoint.clone().or_else(of_environment) {
-        Some(endpoint) => endpoint,
-        None => {
-            let host = format!("s3.{}.amazonaws.com", signing::region(options));
-            let in_host = options
-                .virtual_hosted_style
-                .unwrap_or(!bucket.contains('.'));
-            return Ok(match in_host {
-                true => format!("https://{bucket}.{host}"),
-                false => format!("https://{host}/{bucket}"),
-            });
-        }
-    };
-    if !is_own {
-        // The options were checked; the environment was not.
-        let given = StorageOptions {
-            endpoint: Some(endpoint.clone()),
-            allow_http: options.allow_http,
-            ..StorageOptions::default()
-        };
-        given.check().map_err(|error| Error {
-            message: error.message.replace(
-                "`endpoint` in `storageOptions`",
-                "AWS_ENDPOINT_URL in the environment",
-            ),
-            remedy: error.remedy.replace("`allowHttp`", "AWS_ALLOW_HTTP=true"),
-            ..error
-        })?;
-    }
-    let endpoint = endpoint.trim_end_matches('/');
-    if !options.virtual_hosted_style.unwrap_or_default() {
-        return Ok(format!("{endpoint}/{bucket}"));
-    }
-    match endpoint.split_once("://") {
-        Some((scheme, host)) if !host.starts_with(&format!("{bucket}.")) => {
-            Ok(format!("{scheme}://{bucket}.{host}"))
-        }
-        _ => Ok(endpoint.to_string()),
-    }
 }
 
 fn client(options: &StorageOptions) -> Result<reqwest::Client> {
@@ -343,31 +304,14 @@ impl HttpConnector for Connector {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn bucket_url(bucket: &str, options: serde_json::Value) -> String {
-        let location = Location::parse(&format!("s3://{bucket}/x")).unwrap();
-        s3_bucket_url(&location, &StorageOptions::from_json(&options).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn a_bucket_is_in_the_host_or_in_the_path() {
-        let region = json!({ "region": "eu-west-1" });
-        let own = |virtual_hosted: bool| json!({ "endpoint": "https://s3.example.com/", "virtualHostedStyle": virtual_hosted });
-        for (bucket, options, url) in [
-            (
-                "kg",
-                region.clone(),
-                "https://kg.s3.eu-west-1.amazonaws.com",
-            ),
-            ("k.g", region, "https://s3.eu-west-1.amazonaws.com/k.g"),
-            ("kg", own(false), "https://s3.example.com/kg"),
-            ("kg", own(true), "https://kg.s3.example.com"),
-        ] {
-            assert_eq!(bucket_url(bucket, options), url);
-        }
+    fn refused(url: &str, options: &Value) -> Error {
+        let location = Location::parse(url).unwrap();
+        let options = StorageOptions::from_json(options).unwrap();
+        connect(&location, &options).err().unwrap()
     }
 
     #[test]
@@ -386,11 +330,19 @@ mod tests {
             ),
             ("s3://kg", json!({ "account": "a" }), "account"),
         ] {
-            let location = Location::parse(url).unwrap();
-            let options = StorageOptions::from_json(&options).unwrap();
-            let error = connect(&location, &options).err().unwrap();
+            let error = refused(url, &options);
             assert_eq!(error.code, Code::Unsupported);
             assert!(error.message.contains(key), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn a_missing_account_of_azure_is_named() {
+        let error = refused("az://kg", &json!({}));
+        assert_eq!(error.code, Code::InvalidOption);
+        for name in ["`account`", "AZURE_STORAGE_ACCOUNT_NAME"] {
+            assert!(error.remedy.contains(name), "{error}");
+        }
+        assert!(error.message.contains("account of az://kg"), "{error}");
     }
 }

@@ -11,7 +11,7 @@
 //! | [`location`], [`options`] | where a store lies; the guide's `storageOptions` |
 //! | [`bucket`], [`reader`], [`upload`] | the operations |
 //! | [`object`] | what a store says about an object |
-//! | [`connect`] | the clients of the three services |
+//! | [`connect`], [`endpoint`] | the clients of the three services; the URL of a service of S3 |
 //! | [`transport`] | sends a request until there is an answer or a reason to give up |
 //! | [`call`], [`failure`] | what an operation asks of its requests; why one failed, as an error |
 //! | [`retry`], [`throttle`] | waits between attempts; the bandwidth |
@@ -50,6 +50,7 @@ mod bucket;
 mod call;
 mod connect;
 mod credentials;
+mod endpoint;
 mod failure;
 mod location;
 mod object;
