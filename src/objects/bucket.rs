@@ -13,6 +13,7 @@ use object_store::{
 use super::{
     call::Call,
     connect,
+    credentials::METADATA_HOSTS,
     failure::Failure,
     location::{Location, Service},
     object::{Head, Object, Version},
@@ -95,7 +96,7 @@ impl Bucket {
             let list = bucket.store.list_with_delimiter(prefix.as_ref());
             Call::default().make(list).await
         })?;
-        let listed = listed.map_err(|failure| self.failed("list", "", &failure))?;
+        let listed = listed.map_err(|failure| self.not_listed(&failure))?;
         let prefix = self.0.location.key("");
         let objects = listed.objects.iter().filter_map(|meta| {
             let name = meta.location.as_ref().strip_prefix(&prefix)?;
@@ -305,10 +306,41 @@ impl Bucket {
     /// Describes a failure. An empty name stands for the whole store.
     pub(super) fn failed(&self, action: &str, name: &str, failure: &Failure) -> Error {
         let location = &self.0.location;
-        match name {
-            "" => failure.error(&format!("{action} {location}")),
-            name => failure.error(&format!("{action} {location}/{name}")),
+        let target = match name {
+            "" => location.to_string(),
+            name => format!("{location}/{name}"),
+        };
+        if failure.is_of_access() && self.asked_metadata_service() {
+            let places = "the variables and files of the service, and its metadata service".into();
+            return Failure::NoCredentials(places).error(&format!("{action} {target}"));
         }
+        match self.0.transport.tried().filter(|_| failure.is_of_access()) {
+            Some(tried) => failure.error(&format!("{action} {target} at {tried}")),
+            None => failure.error(&format!("{action} {target}")),
+        }
+    }
+
+    /// Returns whether the last request was one for credentials, which `object_store` sends for
+    /// Google Cloud Storage and Azure if it has none.
+    pub(super) fn asked_metadata_service(&self) -> bool {
+        let host = self.0.transport.last_host().unwrap_or_default();
+        METADATA_HOSTS.contains(&host.as_str())
+    }
+
+    /// Describes a failed list. A bucket that exists has one, even if it is empty.
+    pub(super) fn not_listed(&self, failure: &Failure) -> Error {
+        if !failure.is_missing() || self.0.location.service() != Service::S3 {
+            return self.failed("list", "", failure);
+        }
+        let tried = self.0.transport.tried().unwrap_or_default();
+        Error::invalid(
+            format!(
+                "Could not list {} at {tried}: there is no bucket at this address",
+                self.0.location
+            ),
+            "Check `endpoint` in `storageOptions` or AWS_ENDPOINT_URL: it must be the URL of the \
+             service, without the bucket",
+        )
     }
 }
 

@@ -16,7 +16,13 @@ use super::{failure::Failure, options::StorageOptions};
 
 /// The metadata service answers in milliseconds where it exists.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
-const METADATA_HOSTS: [&str; 3] = ["169.254.169.254", "fd00:ec2::254", "[fd00:ec2::254]"];
+pub const METADATA_HOSTS: [&str; 5] = [
+    "169.254.169.254",
+    "fd00:ec2::254",
+    "[fd00:ec2::254]",
+    "metadata",
+    "metadata.google.internal",
+];
 const METADATA_ATTEMPTS: u32 = 2;
 const MOST_FILE_BYTES: u64 = 1 << 20;
 

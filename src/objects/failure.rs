@@ -9,10 +9,11 @@ use jiff::{Timestamp, Unit};
 use super::retry;
 use crate::error::{Code, Error};
 
-const CHECK_CREDENTIALS: &str = "Check the credentials, and that they may list, read, write and \
-                                 delete objects there";
-const CHECK_NETWORK: &str =
-    "Check `endpoint` in `storageOptions`, the network and the proxy, then run it again";
+const CHECK_CREDENTIALS: &str = "Check the credentials, and that they are of this service";
+const CHECK_PERMISSIONS: &str = "Let the user of these credentials list, read, write and delete \
+                                 objects there; `kg diag store --check` tells what is refused";
+const CHECK_NETWORK: &str = "Check `endpoint` in `storageOptions` or AWS_ENDPOINT_URL, the network \
+                             and the proxy, then run it again";
 const LATER: &str = "Run it again later; the service's status page may say more";
 
 /// Codes of services with which the same request may succeed a little later.
@@ -33,6 +34,13 @@ const EXPIRED_CODES: [&str; 4] = [
     "TokenRefreshRequired",
     "InvalidToken",
 ];
+const UNKNOWN_CREDENTIALS: [&str; 4] = [
+    "InvalidAccessKeyId",
+    "InvalidAuthenticationInfo",
+    "SignatureDoesNotMatch",
+    "AuthenticationFailed",
+];
+const NO_BUCKET: [&str; 2] = ["NoSuchBucket", "ContainerNotFound"];
 const FULL_CODES: [&str; 4] = [
     "QuotaExceeded",
     "XMinioStorageFull",
@@ -115,6 +123,15 @@ impl Refusal {
             ])
     }
 
+    /// Returns whether the answer is about the address, the credentials or their permissions.
+    fn is_of_access(&self) -> bool {
+        matches!(self.status.as_u16(), 401 | 403)
+            || self.is_expired()
+            || self.is_of_other_region()
+            || self.is(&UNKNOWN_CREDENTIALS)
+            || self.is(&NO_BUCKET)
+    }
+
     fn passes(&self) -> bool {
         matches!(self.status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504) || self.is(&PASSING_CODES)
     }
@@ -177,11 +194,23 @@ impl Failure {
         }
     }
 
+    /// Returns whether the address, the credentials or their permissions are the reason, so that a
+    /// message should tell what was tried.
+    pub fn is_of_access(&self) -> bool {
+        match self {
+            Failure::Connect(_)
+            | Failure::Certificate(_)
+            | Failure::Timeout(_)
+            | Failure::Interrupted(_) => true,
+            Failure::Refused(refusal) => refusal.is_of_access(),
+            _ => false,
+        }
+    }
+
     /// Returns whether there is no such object, or no such upload.
     pub fn is_missing(&self) -> bool {
         self.refusal().is_some_and(|refusal| {
-            refusal.status == StatusCode::NOT_FOUND
-                && !refusal.is(&["NoSuchBucket", "ContainerNotFound"])
+            refusal.status == StatusCode::NOT_FOUND && !refusal.is(&NO_BUCKET)
         })
     }
 
@@ -296,7 +325,7 @@ impl Refusal {
                 401 | 403 => (
                     Code::StoreDenied,
                     format!("access denied ({said})"),
-                    CHECK_CREDENTIALS,
+                    CHECK_PERMISSIONS,
                 ),
                 404 => (
                     Code::StoreChanged,
@@ -351,11 +380,16 @@ impl Refusal {
         let (reason, remedy) = match &self.region {
             Some(region) => (
                 format!("the bucket lies in the region {region} ({said})"),
-                format!("Set `region` in `storageOptions` to `{region}`, and check `endpoint`"),
+                format!(
+                    "Set `region` in `storageOptions` to `{region}`, or AWS_REGION, and check \
+                     `endpoint`"
+                ),
             ),
             None => (
                 format!("the bucket lies in another region or at another address ({said})"),
-                "Correct `region` and `endpoint` in `storageOptions`".to_string(),
+                "Correct `region` and `endpoint` in `storageOptions`, or AWS_REGION and \
+                 AWS_ENDPOINT_URL"
+                    .to_string(),
             ),
         };
         (Code::InvalidOption, reason, remedy)

@@ -9,7 +9,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -52,6 +52,8 @@ struct Inner {
     download: Option<Arc<Throttle>>,
     /// Set once the service refused a condition on the completion of an upload.
     completes_without_condition: AtomicBool,
+    /// The host of the last request, for messages.
+    last_host: Mutex<Option<String>>,
 }
 
 /// A request that can be sent several times.
@@ -90,7 +92,50 @@ impl Transport {
             upload: throttle(),
             download: throttle(),
             completes_without_condition: AtomicBool::new(false),
+            last_host: Mutex::default(),
         }))
+    }
+
+    /// Returns the host that was asked last, and the region, for messages. `None` before the first
+    /// request.
+    pub fn tried(&self) -> Option<String> {
+        let host = self.last_host()?;
+        Some(match self.region() {
+            Some(region) => format!("{host} (region {region})"),
+            None => host,
+        })
+    }
+
+    /// Returns the host that was asked last.
+    pub fn last_host(&self) -> Option<String> {
+        let host = self.0.last_host.lock();
+        host.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns whether the service refused a condition on the completion of an upload.
+    pub fn completes_without_condition(&self) -> bool {
+        self.0.completes_without_condition.load(Ordering::Relaxed)
+    }
+
+    /// Returns the region in use. Only S3 has one.
+    pub fn region(&self) -> Option<String> {
+        match &self.0.signing {
+            Signing::S3(signer) => Some(signer.region()),
+            Signing::Azure(_) | Signing::Token => None,
+        }
+    }
+
+    fn note_host(&self, parts: &Parts) {
+        let port = parts.uri.port().map(|port| format!(":{port}"));
+        let host = parts
+            .uri
+            .host()
+            .map(|host| format!("{host}{}", port.unwrap_or_default()));
+        *self
+            .0
+            .last_host
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = host;
     }
 
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
@@ -129,7 +174,7 @@ impl Transport {
                 parts.headers.insert("content-md5", sum);
             }
         }
-        if self.0.completes_without_condition.load(Ordering::Relaxed) {
+        if self.completes_without_condition() {
             drop_condition(&mut parts);
         }
         Ok(Prepared {
@@ -209,6 +254,7 @@ impl Transport {
 
     async fn attempt(&self, prepared: &Prepared, call: &Call) -> Result<Answer, Failure> {
         let parts = self.signed(prepared).await?;
+        self.note_host(&parts);
         let activity = Activity::new();
         let exchange = self.exchange(parts, prepared.body.clone(), call, &activity);
         let answer = until_stalled(exchange, &activity, self.0.timeout).await?;

@@ -371,6 +371,8 @@ fn assert_clear(errors: &[kg_backup::Error], code: Code, reason: &str) {
         let text = format!("{error} {:?}", error.cause);
         assert_eq!(error.code, code, "{text}");
         assert!(text.contains("s3://"), "{text}");
+        assert!(text.contains(" at 127.0.0.1:"), "{text}");
+        assert!(text.contains("(region us-east-1)"), "{text}");
         assert!(text.contains(reason), "{text}");
         for secret in [
             SECRET,

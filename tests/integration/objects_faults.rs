@@ -268,6 +268,46 @@ fn a_wrong_region_is_corrected_and_remembered() {
 }
 
 #[test]
+fn an_address_without_a_bucket_is_not_called_a_change() {
+    let (proxy, bucket) = store("address");
+    proxy.fail("GET", refusal("404 Not Found", "NoSuchKey", ""));
+    let error = bucket.list().unwrap_err();
+    assert_eq!(error.code, Code::InvalidOption, "{error}");
+    assert!(error.remedy.contains("without the bucket"), "{error}");
+    // An object that is missing is another matter.
+    proxy.fail("GET", refusal("404 Not Found", "NoSuchKey", ""));
+    assert_eq!(bucket.read("object", 9).unwrap(), None);
+}
+
+#[test]
+fn a_refusal_of_access_tells_what_was_tried() {
+    let (proxy, bucket) = store("tried");
+    let tried = format!("at {} (region us-east-1): ", proxy.address);
+    for (status, code, remedy) in [
+        ("403 Forbidden", "AccessDenied", "list, read, write and"),
+        (
+            "403 Forbidden",
+            "InvalidAccessKeyId",
+            "Check the credentials",
+        ),
+        (
+            "403 Forbidden",
+            "SignatureDoesNotMatch",
+            "Check the credentials",
+        ),
+        ("400 Bad Request", "ExpiredToken", "Log in again"),
+        ("404 Not Found", "NoSuchBucket", "Create the bucket"),
+        ("301 Moved", "PermanentRedirect", "AWS_REGION"),
+    ] {
+        proxy.fail("GET", refusal(status, code, ""));
+        let error = bucket.list().unwrap_err();
+        assert!(proxy.is_done(), "{code}");
+        assert!(error.message.contains(&tried), "{code}: {error}");
+        assert!(error.remedy.contains(remedy), "{code}: {error}");
+    }
+}
+
+#[test]
 fn errors_of_the_service_are_translated() {
     let (proxy, bucket) = store("codes");
     let time =
