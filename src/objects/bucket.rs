@@ -430,7 +430,7 @@ impl Inner {
         })
     }
 
-    fn path_of_prefix(&self) -> Result<Option<Path>> {
+    pub fn path_of_prefix(&self) -> Result<Option<Path>> {
         if self.location.prefix().is_empty() {
             return Ok(None);
         }

@@ -5,7 +5,7 @@
 use std::{fs, process::Command, time::Duration};
 
 use bytes::Bytes;
-use reqsign_aws_core::{Credential, DefaultCredentialProvider};
+use reqsign_aws_core::{Credential, DefaultCredentialProvider, DefaultCredentialProviderBuilder};
 use reqsign_core::{
     CommandExecute, CommandOutput, Context, Error as ChainError, FileRead, HttpSend, OsEnv,
     ProvideCredential, Result as ChainResult, SigningCredential,
@@ -24,6 +24,16 @@ pub const METADATA_HOSTS: [&str; 5] = [
     "metadata.google.internal",
 ];
 const METADATA_ATTEMPTS: u32 = 2;
+/// The sources of the chain, in its order.
+const SOURCES: [&str; 7] = [
+    "AWS_ACCESS_KEY_ID of the environment",
+    "the profile in ~/.aws/credentials or ~/.aws/config",
+    "single sign-on",
+    "the web identity of AWS_WEB_IDENTITY_TOKEN_FILE",
+    "`credential_process` of the profile",
+    "the container",
+    "the metadata service of EC2",
+];
 const MOST_FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug)]
@@ -80,6 +90,14 @@ impl Credentials {
         }
     }
 
+    /// Returns the name of the first source that has credentials.
+    pub async fn source(&self) -> Option<&'static str> {
+        match self {
+            Credentials::Given(_) => Some("`accessKeyId` of `storageOptions`"),
+            Credentials::Chain(chain) => chain.source().await,
+        }
+    }
+
     /// Forgets cached credentials. Returns whether there can be others.
     pub async fn forget(&self) -> bool {
         match self {
@@ -109,6 +127,21 @@ impl Chain {
         }
     }
 
+    /// Asks each source alone, in the order of the chain, because the chain does not tell.
+    async fn source(&self) -> Option<&'static str> {
+        for (at, name) in SOURCES.into_iter().enumerate() {
+            if at == 0 && self.profile.is_some() {
+                continue;
+            }
+            let alone = alone(at, self.profile.as_deref());
+            let found = alone.provide_credential(&self.context).await;
+            if found.ok().flatten().is_some_and(|one| is_usable(&one)) {
+                return Some(name);
+            }
+        }
+        None
+    }
+
     fn places(&self) -> String {
         let profile = match &self.profile {
             Some(profile) => format!("`storageOptions`, the profile '{profile}'"),
@@ -124,6 +157,29 @@ impl Chain {
              service of EC2"
         )
     }
+}
+
+/// Returns a chain of one source.
+fn alone(source: usize, profile: Option<&str>) -> DefaultCredentialProvider {
+    let mut builder = DefaultCredentialProvider::builder();
+    if let Some(profile) = profile {
+        builder = builder.with_profile(profile);
+    }
+    let others: [fn(DefaultCredentialProviderBuilder) -> DefaultCredentialProviderBuilder; 7] = [
+        |one| one.no_env(),
+        |one| one.no_profile(),
+        |one| one.no_sso(),
+        |one| one.no_web_identity(),
+        |one| one.no_process(),
+        |one| one.no_ecs(),
+        |one| one.no_imds(),
+    ];
+    for (at, without) in others.into_iter().enumerate() {
+        if at != source {
+            builder = without(builder);
+        }
+    }
+    builder.build()
 }
 
 /// What becomes part of a header must not break it.

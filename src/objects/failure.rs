@@ -123,6 +123,14 @@ impl Refusal {
             ])
     }
 
+    /// Returns whether the service knows the credentials and refuses this request to them.
+    fn is_forbidden(&self) -> bool {
+        matches!(self.status.as_u16(), 401 | 403)
+            && !self.is_expired()
+            && !self.is_skewed()
+            && !self.is(&UNKNOWN_CREDENTIALS)
+    }
+
     /// Returns whether the answer is about the address, the credentials or their permissions.
     fn is_of_access(&self) -> bool {
         matches!(self.status.as_u16(), 401 | 403)
@@ -176,6 +184,11 @@ impl Failure {
         }
     }
 
+    /// Returns the service's word for its refusal, which may be empty.
+    pub fn code(&self) -> &str {
+        self.refusal().map_or("", |refusal| &refusal.code)
+    }
+
     /// Returns whether the same request may succeed a little later.
     pub fn passes(&self) -> bool {
         match self {
@@ -192,6 +205,12 @@ impl Failure {
             Failure::Refused(refusal) => refusal.passes(),
             _ => false,
         }
+    }
+
+    /// Returns whether the service knows the credentials and refuses this request to them. A service
+    /// tells that only to a request that it could read.
+    pub fn is_forbidden(&self) -> bool {
+        self.refusal().is_some_and(Refusal::is_forbidden)
     }
 
     /// Returns whether the address, the credentials or their permissions are the reason, so that a

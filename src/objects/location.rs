@@ -104,6 +104,14 @@ impl Location {
         &self.prefix
     }
 
+    /// Returns the place below this one that a name without `/` leads to.
+    pub fn below(&self, name: &str) -> Location {
+        Location {
+            prefix: self.key(name),
+            ..self.clone()
+        }
+    }
+
     /// Returns the key of an object in the bucket.
     pub(super) fn key(&self, name: &str) -> String {
         match self.prefix.as_str() {

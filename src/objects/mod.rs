@@ -11,6 +11,7 @@
 //! | [`location`], [`options`] | where a store lies; the guide's `storageOptions` |
 //! | [`bucket`], [`reader`], [`upload`] | the operations |
 //! | [`object`] | what a store says about an object |
+//! | [`contact`], [`bucket_settings`] | who answers, and how the bucket is set up, for a check |
 //! | [`connect`], [`endpoint`] | the clients of the three services; the URL of a service of S3 |
 //! | [`transport`] | sends a request until there is an answer or a reason to give up |
 //! | [`call`], [`failure`] | what an operation asks of its requests; why one failed, as an error |
@@ -47,8 +48,10 @@ pub const SECRET_VARIABLES: [&str; 11] = [
 ];
 
 mod bucket;
+mod bucket_settings;
 mod call;
 mod connect;
+mod contact;
 mod credentials;
 mod endpoint;
 mod failure;
@@ -68,7 +71,9 @@ mod upload;
 pub use self::options::{LockMode, ObjectLock};
 pub use self::{
     bucket::{Bucket, Conditions, Created, Replaced},
-    location::Location,
+    bucket_settings::Versioning,
+    contact::Contact,
+    location::{Location, Service},
     object::{Object, Version},
     options::StorageOptions,
     reader::ObjectReader,

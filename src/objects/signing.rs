@@ -110,6 +110,10 @@ impl Signer {
         self.credentials.forget().await
     }
 
+    pub async fn credential_source(&self) -> Option<&'static str> {
+        self.credentials.source().await
+    }
+
     /// Signs a request whose body has that digest. Hosts of AWS name the region, so that they change
     /// with it.
     pub async fn sign(&self, request: &mut HttpRequest, digest: &[u8]) -> Result<(), Failure> {

@@ -117,6 +117,14 @@ impl Transport {
         self.0.completes_without_condition.load(Ordering::Relaxed)
     }
 
+    /// Returns the name of the first source of credentials of S3 that has some.
+    pub async fn credential_source(&self) -> Option<&'static str> {
+        match &self.0.signing {
+            Signing::S3(signer) => signer.credential_source().await,
+            Signing::Azure(_) | Signing::Token => None,
+        }
+    }
+
     /// Returns the region in use. Only S3 has one.
     pub fn region(&self) -> Option<String> {
         match &self.0.signing {

@@ -96,6 +96,40 @@ impl Upload {
         })
     }
 
+    /// Uses parts of that size, from the first one on.
+    pub fn in_parts_of(mut self, part_bytes: usize) -> Upload {
+        self.part_bytes = part_bytes;
+        self
+    }
+
+    /// Sends what was written so far as a part, which begins the upload, and waits for it.
+    pub fn send(&mut self) -> Result<()> {
+        self.send_part()?;
+        match self.under_way.pop_back() {
+            Some(part) => self.settle(part),
+            None => Ok(()),
+        }
+    }
+
+    /// Discards what was sent. Unlike a drop, it tells if that failed.
+    pub fn abort(mut self) -> Result<()> {
+        self.under_way.clear();
+        let Some(parts) = self.parts.take() else {
+            return Ok(());
+        };
+        let aborted = self.run(|_| async move {
+            let mut parts = parts.lock().await;
+            Call::default().make(parts.abort()).await
+        })?;
+        match aborted {
+            Err(failure) if !failure.is_missing() => {
+                let action = "abort the upload of";
+                Err(self.bucket.failed(action, &self.name, &failure))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Completes the object. Returns it as the store sees it, after a comparison with what was
     /// written.
     pub fn finish(mut self) -> Result<Object> {
