@@ -37,6 +37,17 @@ async function freePorts() {
   return ports;
 }
 
+/** A user that may list and read, and nothing else. */
+export const READER = { AWS_ACCESS_KEY_ID: 'reader-key', AWS_SECRET_ACCESS_KEY: 'reader-secret' };
+
+const ADMINISTRATOR = ['Admin', 'Read', 'Write', 'List', 'Tagging'];
+
+const identity = (name, accessKey, secretKey, actions) => ({
+  name,
+  credentials: [{ accessKey, secretKey }],
+  actions,
+});
+
 /**
  * Starts a server. `objects` reads and changes it without signatures, behind the back of the code
  * under test.
@@ -45,12 +56,11 @@ export async function startObjectStore({ env = {} } = {}) {
   installObjectServer();
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-objects-'));
   const identities = path.join(dir, 's3.json');
-  const credentials = [{ accessKey: KEY, secretKey: SECRET }];
-  const actions = ['Admin', 'Read', 'Write', 'List', 'Tagging'];
-  writeFileSync(
-    identities,
-    JSON.stringify({ identities: [{ name: 'test', credentials, actions }] }),
-  );
+  const users = [
+    identity('test', KEY, SECRET, ADMINISTRATOR),
+    identity('reader', READER.AWS_ACCESS_KEY_ID, READER.AWS_SECRET_ACCESS_KEY, ['Read', 'List']),
+  ];
+  writeFileSync(identities, JSON.stringify({ identities: users }));
   const ports = await freePorts();
   const args = ['server', '-filer', '-s3', '-ip=127.0.0.1', '-ip.bind=127.0.0.1', '-volume.max=30'];
   args.push('-s3.port.iceberg=0', '-s3.port.lance=0', '-master.telemetry=false', `-dir=${dir}`);

@@ -21,6 +21,7 @@ mod prune;
 mod restore;
 mod serve;
 mod status;
+mod store;
 mod usage;
 
 use std::{
@@ -96,6 +97,8 @@ enum Diag {
     Integrity(integrity::IntegrityArgs),
     /// Repair what can be repaired, after making a backup
     Repair(integrity::RepairArgs),
+    /// Check the place of the backups: a directory or an object store
+    Store(store::StoreArgs),
     /// Run a drill: restore a backup into a temporary directory and check it
     Drill(drill::DrillArgs),
 }
@@ -270,6 +273,10 @@ fn run(command: Command) -> ExitCode {
         Command::Diag(Diag::Repair(args)) => {
             let output = Output::new(&args.common);
             finish_with(&output, integrity::run_repair(&args, &output))
+        }
+        Command::Diag(Diag::Store(args)) => {
+            let output = Output::new(&args.common);
+            finish_with(&output, store::run(&args, &output))
         }
         Command::Diag(Diag::Drill(args)) => {
             let output = Output::new(&args.common);

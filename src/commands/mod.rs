@@ -12,6 +12,7 @@
 //! | [`consolidate`] | write a full backup from a chain |
 //! | [`copy`] | copy backups to a second store |
 //! | [`prune`] | remove backups that retention does not keep |
+//! | [`store_check`] | try what backups and retention do to a store |
 //! | [`configured`] | the store, the options and the schedule that the settings define |
 //! | [`credentials`] | the sources of the keys of encrypted backups |
 //! | [`own_backups`] | the backups of one project in a shared store |
@@ -27,5 +28,6 @@ pub mod manage;
 pub mod own_backups;
 pub mod prune;
 pub mod restore;
+pub mod store_check;
 pub mod undo;
 pub mod verify;
