@@ -312,6 +312,30 @@ describe('a check of an object store', () => {
     await expectUnchanged(prefix);
   });
 
+  test('names all that remains if access ends at any request', async () => {
+    let [requests, last] = [0, Infinity];
+    const env = await faulty(() => {
+      requests += 1;
+      return requests > last ? refusal(403, 'AccessDenied') : null;
+    });
+    const { url: whole } = await setUp();
+    expect((await check(whole, env)).status).toBe(0);
+    const most = requests;
+    expect(most).toBeGreaterThan(30);
+    for (last = 0; last < most; last += 1) {
+      requests = 0;
+      const { prefix, url } = await setUp();
+      const { report } = await check(url, env);
+      const left = (await keys(prefix)).filter((key) => key !== 'notes.txt');
+      for (const key of left) {
+        const area = `${url}/${key.split('/')[0]}/`;
+        const isNamed = (text) => text.startsWith(`${url}/${key}`) || text.startsWith(`${area} (`);
+        expect(report.remaining.some(isNamed), `${key} after ${last} requests`).toBe(true);
+      }
+      expect(left.length, `after ${last} requests`).toBeLessThan(5);
+    }
+  });
+
   test('that is interrupted removes what it made', async () => {
     const { prefix, url } = await setUp();
     let isInterrupted = false;

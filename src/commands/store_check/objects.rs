@@ -11,8 +11,8 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     objects::{
-        Bucket, Contact, Created, Location, Object, Replaced, Service, StorageOptions, Upload,
-        Version, Versioning,
+        Bucket, Contact, Created, Location, Object, Replaced, Service, StorageOptions,
+        UnfinishedUpload, Upload, Version, Versioning,
     },
     util::{
         hex::hex,
@@ -536,8 +536,7 @@ impl Check {
         let kept = self.written.iter().filter(|name| !is_gone(name));
         let mut remaining: Vec<String> = kept.map(|name| url(name)).collect();
         if self.written.contains(&UPLOAD) {
-            let left = self.unfinished().into_iter();
-            remaining.extend(left.map(|name| format!("{} (unfinished upload)", url(&name))));
+            remaining.extend(self.unfinished());
         }
         if self.keeps_versions && !self.written.is_empty() {
             remaining.extend(self.old_versions());
@@ -546,16 +545,30 @@ impl Check {
     }
 
     fn unfinished(&self) -> Vec<String> {
-        let listed = || self.area.unfinished_uploads().unwrap_or_default();
-        let found = listed();
-        if found.is_empty() {
-            return Vec::new();
+        let area = self.area.location();
+        let aborted = self.area.unfinished_uploads().map(|found| {
+            for upload in &found {
+                // The list afterwards tells.
+                let _ = self.area.abort_unfinished(upload);
+            }
+            !found.is_empty()
+        });
+        let left = match aborted {
+            Ok(true) => self.area.unfinished_uploads(),
+            Ok(false) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        };
+        match left {
+            Ok(left) => {
+                let text =
+                    |one: UnfinishedUpload| format!("{area}/{} (unfinished upload)", one.name);
+                left.into_iter().map(text).collect()
+            }
+            // The service has no such list, or it reported success for each of them.
+            Err(error) if error.code == Code::Unsupported => Vec::new(),
+            Err(_) if self.report.outcome("abort") == Some(Outcome::CannotTell) => Vec::new(),
+            Err(_) => vec![format!("{area}/ (perhaps unfinished uploads)")],
         }
-        for upload in found {
-            // The list afterwards tells.
-            let _ = self.area.abort_unfinished(&upload);
-        }
-        listed().into_iter().map(|upload| upload.name).collect()
     }
 
     fn old_versions(&self) -> Vec<String> {
