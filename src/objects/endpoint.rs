@@ -78,14 +78,7 @@ fn aws_bucket_url(bucket: &str, options: &StorageOptions) -> String {
 fn check_without_bucket(bucket: &str, endpoint: &str, options: &StorageOptions) -> Result<()> {
     let url = reqwest::Url::parse(endpoint).ok();
     let host = url.as_ref().and_then(|url| url.host_str());
-    let has_path = url.as_ref().is_some_and(|url| url.path() != "/");
-    if has_path {
-        return Err(Error::invalid(
-            format!("{OPTION} has a path, and it must contain neither the bucket nor a prefix"),
-            "Give the URL of the service alone, such as `https://s3.example.com`; the bucket and \
-             the prefix belong in `s3://bucket/prefix`",
-        ));
-    }
+    check_path(bucket, endpoint)?;
     let service = host.and_then(|host| host.strip_prefix(bucket)?.strip_prefix('.'));
     if options.virtual_hosted_style.is_none() && service.is_some_and(is_host_of_service) {
         return Err(Error::invalid(
@@ -97,18 +90,19 @@ fn check_without_bucket(bucket: &str, endpoint: &str, options: &StorageOptions) 
     Ok(())
 }
 
-/// Refuses an endpoint of another service whose path ends with the bucket. Other paths have a meaning
-/// there: the emulator of Azure has the account in it.
+/// Refuses an endpoint whose path contains the bucket. Other paths have a meaning: a gateway may lie
+/// behind one, and the emulator of Azure has the account in it.
 pub fn check_path(bucket: &str, endpoint: &str) -> Result<()> {
     let url = reqwest::Url::parse(endpoint).ok();
-    let path = url.as_ref().map(|url| url.path().trim_end_matches('/'));
-    match path.and_then(|path| path.rsplit('/').next()) {
-        Some(last) if last == bucket => Err(Error::invalid(
-            format!("{OPTION} contains '{bucket}', and it must not"),
-            "Give the URL of the service without the bucket or container",
-        )),
-        _ => Ok(()),
+    let path = url.as_ref().map(|url| url.path()).unwrap_or_default();
+    if !path.split('/').any(|part| part == bucket) {
+        return Ok(());
     }
+    Err(Error::invalid(
+        format!("{OPTION} contains '{bucket}' in its path, and it must not"),
+        "Give the URL of the service alone, such as `https://s3.example.com`; the bucket and the \
+         prefix belong in `s3://bucket/prefix`",
+    ))
 }
 
 /// Returns whether a host is surely that of a service. A bucket named `backup` and the host
@@ -143,6 +137,11 @@ mod tests {
             ("k.g", region, "https://s3.eu-west-1.amazonaws.com/k.g"),
             ("kg", own(false), "https://s3.example.com/kg"),
             ("kg", own(true), "https://kg.s3.example.com"),
+            (
+                "kg",
+                json!({ "endpoint": "https://example.com/storage/v1/s3" }),
+                "https://example.com/storage/v1/s3/kg",
+            ),
         ] {
             assert_eq!(bucket_url(bucket, &options).unwrap(), url);
         }
@@ -151,8 +150,8 @@ mod tests {
     #[test]
     fn an_endpoint_that_contains_the_bucket_is_refused() {
         for (endpoint, reason) in [
-            ("https://s3.example.com/kg", "has a path"),
-            ("https://s3.example.com/kg/team/", "has a path"),
+            ("https://s3.example.com/kg", "in its path"),
+            ("https://s3.example.com/kg/team/", "in its path"),
             ("https://kg.s3.example.com", "begins with the bucket 'kg'"),
             ("https://kg.s3-eu-west-1.amazonaws.com", "begins with"),
             ("https://kg.nyc3.digitaloceanspaces.com", "begins with"),

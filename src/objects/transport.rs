@@ -121,7 +121,7 @@ impl Transport {
     pub async fn credential_source(&self) -> Option<&'static str> {
         match &self.0.signing {
             Signing::S3(signer) => signer.credential_source().await,
-            Signing::Azure(_) | Signing::Token => None,
+            Signing::Azure(_) | Signing::Google(_) => None,
         }
     }
 
@@ -129,7 +129,7 @@ impl Transport {
     pub fn region(&self) -> Option<String> {
         match &self.0.signing {
             Signing::S3(signer) => Some(signer.region()),
-            Signing::Azure(_) | Signing::Token => None,
+            Signing::Azure(_) | Signing::Google(_) => None,
         }
     }
 
