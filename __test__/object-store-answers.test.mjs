@@ -235,10 +235,52 @@ test('a service that ignores conditions is named in a warning, and keeps the bac
   addNoise(root);
   const full = await faulty.createBackup();
   expect(full.warnings.map(({ code }) => code)).toEqual(['KG_WARN_STORE']);
+  expect(full.id, 'a random number').toMatch(/-\d{9}$/);
   change(database, 'new');
-  await faulty.createBackup({ type: 'incremental' });
+  const next = await faulty.createBackup({ type: 'incremental' });
+  expect([next.type, next.basedOn]).toEqual(['incremental', full.id]);
+  expect(next.id, 'the lock object tells').toMatch(/-\d{9}$/);
   const listed = await plain.listBackups();
   expect(listed).toHaveLength(2);
   for (const { id } of listed) expect(await plain.verifyBackup(id)).toBe(true);
+  await expectTidy(prefix);
+});
+
+test('a service that refuses conditions is used without them', async () => {
+  let refused = 0;
+  const { root, database, prefix, faulty, plain } = await setUp(({ headers }) => {
+    if (!headers['if-none-match'] && !headers['if-match']) return null;
+    refused += 1;
+    return refusal(501, 'NotImplemented');
+  });
+  addNoise(root);
+  const full = await faulty.createBackup();
+  expect(full.warnings.map(({ code }) => code)).toEqual(['KG_WARN_STORE']);
+  expect(full.id).toMatch(/-\d{9}$/);
+  expect(refused, 'asked once').toBe(1);
+  change(database, 'new');
+  const next = await faulty.createBackup({ type: 'incremental' });
+  expect(next.basedOn).toBe(full.id);
+  expect(next.warnings).toEqual([]);
+  expect(refused, 'the lock object tells').toBe(1);
+  await faulty.pin(next.id, 'good');
+  await faulty.unpin(next.id);
+  const alone = await faulty.createBackup();
+  for (const { id } of await plain.listBackups()) expect(await plain.verifyBackup(id)).toBe(true);
+  await faulty.deleteBackup(full.id, { cascade: true });
+  expect((await plain.listBackups()).map(({ id }) => id)).toEqual([alone.id]);
+  await expectTidy(prefix);
+});
+
+test('two writers of a service without conditions wait for each other', async () => {
+  const { prefix, faulty, plain } = await setUp(({ headers }) =>
+    headers['if-none-match'] || headers['if-match'] ? refusal(501, 'NotImplemented') : null,
+  );
+  await faulty.createBackup();
+  const made = await Promise.all([faulty.createBackup(), faulty.createBackup()]);
+  const ids = (await plain.listBackups()).map(({ id }) => id);
+  expect(ids).toHaveLength(3);
+  for (const { id } of made) expect(ids).toContain(id);
+  for (const id of ids) expect(await plain.verifyBackup(id)).toBe(true);
   await expectTidy(prefix);
 });

@@ -132,6 +132,23 @@ test('objects are encrypted by the service, tagged, and of a storage class', asy
   expect(named(other)).toBe('["graph","node"]\n');
 });
 
+test('a prune in a bucket with versions says that it frees nothing', async () => {
+  const bucket = 'kg-versions';
+  const enabled = '<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>';
+  await store.request('PUT', `/${bucket}`);
+  const set = { query: [['versioning', '']], body: enabled };
+  expect((await store.request('PUT', `/${bucket}`, set)).ok).toBe(true);
+  const { managerWith } = setUp();
+  const backupDir = `s3://${bucket}/backups`;
+  const manager = managerWith({ backupDir });
+  await manager.createBackup();
+  await manager.createBackup();
+  const limited = managerWith({ backupDir, maxBackups: 1 });
+  const { warnings } = await limited.prune();
+  expect(warnings.map(({ message }) => message).join()).toContain('noncurrent versions');
+  expect((await limited.prune()).warnings, 'nothing was removed').toEqual([]);
+});
+
 test('archives are locked, and a deletion only hides them', async () => {
   const bucket = 'kg-locked';
   const made = await store.request('PUT', `/${bucket}`, {

@@ -5,6 +5,7 @@
 // contenders.mjs         the contenders and their commands
 // measure.mjs            the rounds; run.mjs runs one command; writer.mjs is a concurrent writer
 // commands.mjs           the times of single `kg` commands
+// object-stores.mjs      backups in an object store
 // tables.mjs, plots.mjs  the output
 //
 // Each number is the median of the runs, with its spread. Only ratios within one run are
@@ -36,6 +37,7 @@ const HELP = `npm run bench -- [options]
   --runs 5            measured runs; one more before them is not counted (with --sweep: 3)
   --only ours,pigz    these contenders alone
   --sweep             instead of the tables, measure the curves: backup over size, incremental backups over what changed
+  --object-store      instead of the tables, measure backups in an object store on this machine
   --changes 0,0.1,…   the points of the latter curve: per cent of the pages, default 0,0.1,1,5,20,100
   --plots             draw the curves that were measured (docs/internals/plots, or plots below --data)
   --data benchmarks/data   where projects, result.md and result.json are kept
@@ -53,6 +55,7 @@ const { values } = parseArgs({
     runs: { type: 'string' },
     only: { type: 'string' },
     sweep: { type: 'boolean', default: false },
+    'object-store': { type: 'boolean', default: false },
     changes: { type: 'string', default: '0,0.1,1,5,20,100' },
     plots: { type: 'boolean', default: false },
     data: { type: 'string' },
@@ -141,6 +144,15 @@ async function measureTables(contenders) {
   keep({ tables: { machine: machine(), sizes: measured } });
 }
 
+async function measureObjectStores() {
+  const { project } = await import('./project.mjs');
+  const { objectStores } = await import('./object-stores.mjs');
+  for (const megabytes of sizes) {
+    const dir = project(data, megabytes, { files, fresh: values.fresh });
+    console.log(`${megabytes} MB\n\n${await objectStores(dir, work, runs)}\n\n${machine()}\n`);
+  }
+}
+
 async function measureCurves(contenders) {
   const { BACKUP_ALONE, changeSteps } = await import('./steps.mjs');
   const { project } = await import('./project.mjs');
@@ -214,8 +226,12 @@ if (values.sweep || !values.plots) {
   if (!values['no-build']) {
     await prepare();
   }
-  const contenders = available(values.only?.split(','));
-  if (contenders.length === 0) throw new Error('Nobody is left to measure');
-  await (values.sweep ? measureCurves : measureTables)(contenders);
+  if (values['object-store']) {
+    await measureObjectStores();
+  } else {
+    const contenders = available(values.only?.split(','));
+    if (contenders.length === 0) throw new Error('Nobody is left to measure');
+    await (values.sweep ? measureCurves : measureTables)(contenders);
+  }
 }
 if (values.plots) await drawPlots();

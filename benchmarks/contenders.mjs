@@ -22,7 +22,7 @@ import { root } from '../scripts/setup.mjs';
 const node = `exec ${process.execPath} --expose-gc ${path.join(root, 'benchmarks')}`;
 
 /** Copies the database as it is at one moment, and the rest of `.kg`, to `$COPY`. */
-const TAKE_COPY = `sqlite3 $PROJECT/.kg/knowledge.db ".backup --async $COPY/knowledge.db"
+export const TAKE_COPY = `sqlite3 $PROJECT/.kg/knowledge.db ".backup --async $COPY/knowledge.db"
   find $PROJECT/.kg -mindepth 1 -maxdepth 1 ! -name 'knowledge.db*' -exec cp -r {} $COPY/ ';'`;
 /**
  * Deletes the copy first, so that it is never written to disk. Then syncs each file and directory.

@@ -72,6 +72,9 @@ pub fn prune(
     let mut warnings = store.clean_up(&lock, true, context)?;
     let backups = store.list()?;
     let result = apply_to_own(store, &lock, policy, &backups, &mut warnings);
+    if result.decisions.iter().any(|decision| !decision.kept) {
+        warnings.extend(store.versions_warning());
+    }
     warnings.extend(unsupported::warnings(&[store.dir()]));
     Ok(result.warned(warnings))
 }

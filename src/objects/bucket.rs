@@ -237,6 +237,22 @@ impl Bucket {
         Upload::new(self.clone(), name, planned_bytes, cancel)
     }
 
+    /// Returns whether the service is known to support no conditions on writes. Then each write looks
+    /// before and reads back.
+    pub fn is_unconditional(&self) -> bool {
+        self.0.transport.is_unconditional()
+    }
+
+    /// Sends no conditions on writes any more, because the service does not support them.
+    pub fn drop_conditions(&self) {
+        self.0.transport.drop_conditions();
+    }
+
+    /// Returns whether the bucket is known to keep versions of what is replaced or deleted.
+    pub fn keeps_versions(&self) -> bool {
+        self.0.transport.keeps_versions()
+    }
+
     /// Returns the time of the service, to the second. Leases use it, because clocks differ.
     pub fn server_time(&self) -> Result<Timestamp> {
         let path = self.0.path(".kg-time")?;
@@ -269,28 +285,25 @@ impl Bucket {
     }
 
     fn probe_with(&self, name: &str) -> Result<Conditions> {
-        let refused = |error: &Error| error.code == Code::Unsupported;
-        let known = match self.create(name, b"1".to_vec()) {
-            Ok(Created::New(version)) => version,
-            Ok(Created::Exists) => return Err(Error::internal("The name of a probe exists")),
-            Err(error) if refused(&error) => {
-                return Ok(Conditions {
-                    create: false,
-                    replace: false,
-                });
-            }
-            Err(error) => return Err(error),
+        const NONE: Conditions = Conditions {
+            create: false,
+            replace: false,
         };
+        let Created::New(known) = self.create(name, b"1".to_vec())? else {
+            return Err(Error::internal("The name of a probe exists"));
+        };
+        if self.is_unconditional() {
+            return Ok(NONE);
+        }
         let create = matches!(self.create(name, b"2".to_vec())?, Created::Exists);
         let stale = Version {
             e_tag: Some("00000000000000000000000000000000".into()),
             version: known.version.as_ref().map(|_| "1".into()),
         };
-        let replace = match self.replace(name, b"3".to_vec(), &stale) {
-            Ok(replaced) => replaced == Replaced::Changed,
-            Err(error) if refused(&error) => false,
-            Err(error) => return Err(error),
-        };
+        let replace = self.replace(name, b"3".to_vec(), &stale)? == Replaced::Changed;
+        if self.is_unconditional() {
+            return Ok(NONE);
+        }
         Ok(Conditions { create, replace })
     }
 
@@ -354,9 +367,6 @@ pub(super) struct Target<'a> {
 
 impl Inner {
     /// Writes an object under a condition. Returns `None` if the condition did not hold.
-    ///
-    /// If the answer to a successful request is lost, its repetition finds the condition broken by
-    /// the object itself. The nonce in its metadata tells.
     pub async fn create(
         &self,
         target: Target<'_>,
@@ -364,22 +374,35 @@ impl Inner {
         mode: PutMode,
         headers: HeaderMap,
     ) -> Result<Option<Version>, Failure> {
+        if !self.transport.is_unconditional() {
+            let written = self.create_conditionally(&target, &bytes, &mode, &headers);
+            match written.await {
+                Err(failure) if failure.is_unsupported() => {}
+                written => return written,
+            }
+        }
+        let written = self
+            .create_unconditionally(&target, bytes, &mode, headers)
+            .await?;
+        // The condition was the reason, and not another part of the request.
+        self.transport.drop_conditions();
+        Ok(written)
+    }
+
+    /// If the answer to a successful request is lost, its repetition finds the condition broken by
+    /// the object itself. The nonce in its metadata tells.
+    async fn create_conditionally(
+        &self,
+        target: &Target<'_>,
+        bytes: &Bytes,
+        mode: &PutMode,
+        headers: &HeaderMap,
+    ) -> Result<Option<Version>, Failure> {
         let mut attempt = 1;
         loop {
-            let options = PutOptions {
-                mode: mode.clone(),
-                tags: self.tags(),
-                attributes: target.attributes.clone(),
-                ..PutOptions::default()
-            };
-            let call = Call::default()
-                .with_headers(self.encryption.clone())
-                .with_headers(headers.clone());
-            let put = self
-                .store
-                .put_opts(target.path, bytes.clone().into(), options);
-            let failure = match call.make(put).await {
-                Ok(answer) => return Ok(Some(answer.into())),
+            let put = self.put(target, bytes.clone(), mode.clone(), headers.clone());
+            let failure = match put.await {
+                Ok(version) => return Ok(Some(version)),
                 Err(failure) => failure,
             };
             let is_refused = failure.is_conflict() || failure.is_missing();
@@ -392,12 +415,60 @@ impl Inner {
                 }
                 _ if !is_refused => return Err(failure),
                 Some(_) => return Ok(None),
-                None if mode != PutMode::Create => return Ok(None),
+                None if *mode != PutMode::Create => return Ok(None),
                 // It was there and is gone: the name is free again.
                 None if attempt < CREATE_ATTEMPTS => attempt += 1,
                 None => return Err(failure),
             }
         }
+    }
+
+    /// Looks whether the condition holds, writes, and reads back whose object is there. Of two
+    /// writers at the same time, the last one wins, and the other one usually notices.
+    async fn create_unconditionally(
+        &self,
+        target: &Target<'_>,
+        bytes: Bytes,
+        mode: &PutMode,
+        headers: HeaderMap,
+    ) -> Result<Option<Version>, Failure> {
+        let is_own = |head: &Head| head.nonce.as_deref() == Some(target.nonce);
+        let found = self.head(target.path, target.name).await?;
+        let holds = match (mode, &found) {
+            (PutMode::Create, found) => found.as_ref().is_none_or(is_own),
+            (PutMode::Update(known), Some(head)) => {
+                let known = Version::new(known.e_tag.as_deref(), known.version.as_deref());
+                head.object.version.is_same(&known)
+            }
+            (PutMode::Update(_), None) => false,
+            (PutMode::Overwrite, _) => true,
+        };
+        if !holds {
+            return Ok(None);
+        }
+        self.put(target, bytes, PutMode::Overwrite, headers).await?;
+        let written = self.head(target.path, target.name).await?;
+        Ok(written.filter(is_own).map(|head| head.object.version))
+    }
+
+    async fn put(
+        &self,
+        target: &Target<'_>,
+        bytes: Bytes,
+        mode: PutMode,
+        headers: HeaderMap,
+    ) -> Result<Version, Failure> {
+        let options = PutOptions {
+            mode,
+            tags: self.tags(),
+            attributes: target.attributes.clone(),
+            ..PutOptions::default()
+        };
+        let call = Call::default()
+            .with_headers(self.encryption.clone())
+            .with_headers(headers);
+        let put = self.store.put_opts(target.path, bytes.into(), options);
+        call.make(put).await.map(Version::from)
     }
 
     pub async fn head(&self, path: &Path, name: &str) -> Result<Option<Head>, Failure> {
@@ -462,10 +533,11 @@ impl Inner {
         tags
     }
 
-    /// Returns the header by which the completion of an upload never replaces an object. Google Cloud
-    /// Storage refuses conditions in all requests of such an upload.
+    /// Returns the header by which the completion of an upload never replaces an object, if the service
+    /// supports one. Google Cloud Storage refuses conditions in all requests of such an upload.
     pub fn completion_condition(&self) -> Option<(HeaderName, HeaderValue)> {
         match self.location.service() {
+            _ if self.transport.is_unconditional() => None,
             Service::S3 | Service::Azure => {
                 Some((http::header::IF_NONE_MATCH, HeaderValue::from_static("*")))
             }

@@ -18,7 +18,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderValue, Method, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Response, StatusCode,
     header::{CONTENT_LENGTH, DATE, IF_NONE_MATCH},
     request::Parts,
 };
@@ -52,6 +52,10 @@ struct Inner {
     download: Option<Arc<Throttle>>,
     /// Set once the service refused a condition on the completion of an upload.
     completes_without_condition: AtomicBool,
+    /// Set once it is known that the service supports no conditions on writes.
+    is_unconditional: AtomicBool,
+    /// Set once an answer named the version of an object: the bucket keeps what is deleted.
+    keeps_versions: AtomicBool,
     /// The host of the last request, for messages.
     last_host: Mutex<Option<String>>,
 }
@@ -77,6 +81,15 @@ struct Tried {
     clock: bool,
 }
 
+/// Returns whether an answer names the version of an object. S3 answers `null` while versioning is
+/// suspended.
+fn names_version(headers: &HeaderMap) -> bool {
+    ["x-amz-version-id", "x-ms-version-id"]
+        .iter()
+        .filter_map(|name| headers.get(*name))
+        .any(|version| version != "null")
+}
+
 impl Transport {
     pub fn new(
         client: reqwest::Client,
@@ -92,6 +105,8 @@ impl Transport {
             upload: throttle(),
             download: throttle(),
             completes_without_condition: AtomicBool::new(false),
+            is_unconditional: AtomicBool::new(false),
+            keeps_versions: AtomicBool::new(false),
             last_host: Mutex::default(),
         }))
     }
@@ -115,6 +130,21 @@ impl Transport {
     /// Returns whether the service refused a condition on the completion of an upload.
     pub fn completes_without_condition(&self) -> bool {
         self.0.completes_without_condition.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the service is known to support no conditions on writes.
+    pub fn is_unconditional(&self) -> bool {
+        self.0.is_unconditional.load(Ordering::Relaxed)
+    }
+
+    /// Sends no conditions on writes any more.
+    pub fn drop_conditions(&self) {
+        self.0.is_unconditional.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the bucket is known to keep versions. Google Cloud Storage does not tell.
+    pub fn keeps_versions(&self) -> bool {
+        self.0.keeps_versions.load(Ordering::Relaxed)
     }
 
     /// Returns the name of the first source of credentials of S3 that has some.
@@ -151,6 +181,9 @@ impl Transport {
         let prepared = self.prepare(request, &call).await?;
         match self.send_until_answered(prepared, &call).await {
             Ok(answer) => {
+                if names_version(&answer.parts.headers) {
+                    self.0.keeps_versions.store(true, Ordering::Relaxed);
+                }
                 let body = Full::new(answer.body).map_err(|never| match never {});
                 Ok(Response::from_parts(
                     answer.parts,

@@ -45,6 +45,18 @@ pub fn connect(location: &Location, options: &StorageOptions) -> Result<ObjectPl
 }
 
 impl Client for Bucket {
+    fn is_unconditional(&self) -> bool {
+        Bucket::is_unconditional(self)
+    }
+
+    fn drop_conditions(&self) {
+        Bucket::drop_conditions(self);
+    }
+
+    fn keeps_versions(&self) -> bool {
+        Bucket::keeps_versions(self)
+    }
+
     fn list(&self) -> Result<Vec<Object>> {
         Bucket::list(self)
     }

@@ -50,6 +50,12 @@ pub trait Client: Send + Sync {
     fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<()>;
     /// Finds out which conditions on writes the service respects.
     fn conditions(&self) -> Result<Conditions>;
+    /// Returns whether the service is known to support no conditions on writes.
+    fn is_unconditional(&self) -> bool;
+    /// Sends no conditions on writes any more, because the service does not support them.
+    fn drop_conditions(&self);
+    /// Returns whether the service is known to keep what is removed, as versions.
+    fn keeps_versions(&self) -> bool;
     /// Returns the time according to the service.
     fn server_time(&self) -> Result<Timestamp>;
 }

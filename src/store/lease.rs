@@ -53,6 +53,9 @@ struct Holder {
     /// Absent once the lock is released.
     #[serde(skip_serializing_if = "Option::is_none")]
     expires: Option<Timestamp>,
+    /// The service supports no conditions on writes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unconditional: bool,
 }
 
 /// The lock, held until it is dropped.
@@ -275,6 +278,7 @@ fn take(place: &ObjectPlace, nonce: &str) -> Result<Taken> {
         generation: generation.saturating_add(1),
         since: now,
         expires: Some(now.saturating_add(LEASE).unwrap_or(now)),
+        unconditional: false,
     };
     let written = write(place, &holder, version.as_ref())?;
     Ok(written.map_or(Taken::Changed, |version| {
@@ -305,14 +309,22 @@ fn read(place: &ObjectPlace) -> Result<Option<(Holder, Version)>> {
         generation: 0,
         since: Timestamp::UNIX_EPOCH,
         expires: None,
+        unconditional: false,
     });
+    if holder.unconditional {
+        place.client().drop_conditions();
+    }
     Ok(Some((holder, object.version)))
 }
 
 /// Writes the object if it is still in the known state; `known` is `None` if it must not exist.
 /// Returns `None` if it is not.
 fn write(place: &ObjectPlace, holder: &Holder, known: Option<&Version>) -> Result<Option<Version>> {
-    let bytes = serde_json::to_vec(holder)
+    let holder = Holder {
+        unconditional: place.client().is_unconditional(),
+        ..holder.clone()
+    };
+    let bytes = serde_json::to_vec(&holder)
         .map_err(|cause| Error::internal("The lock could not be serialized").with_cause(cause))?;
     Ok(match known {
         None => match place.client().create(LOCK_FILE, bytes)? {

@@ -356,7 +356,22 @@ impl Store {
         }
     }
 
-    /// Returns a warning if the service of a new store ignores conditions on writes. A store that has
+    /// Warns that removed backups still take space, if the bucket is known to keep versions.
+    pub fn versions_warning(&self) -> Option<Warning> {
+        let Place::Objects(objects) = &self.place else {
+            return None;
+        };
+        let message = format!(
+            "The bucket of {} keeps versions, so what was removed still takes space: add a \
+             lifecycle rule that expires noncurrent versions",
+            self.dir().display()
+        );
+        let keeps = objects.client().keeps_versions();
+        keeps.then(|| Warning::new(WarningCode::Store, message))
+    }
+
+    /// Returns a warning if the service of a new store supports no conditions on writes. The lock
+    /// object tells later runs. A store that has
     /// archives is not asked.
     pub fn unconditional_warning(&self) -> Result<Option<Warning>> {
         let Place::Objects(objects) = &self.place else {
@@ -369,9 +384,10 @@ impl Store {
         if create && replace {
             return Ok(None);
         }
+        objects.client().drop_conditions();
         let message = format!(
-            "The service of {} ignores conditions on writes, so two processes that write there at \
-             the same time do not notice each other: let only one write there",
+            "The service of {} supports no conditions on writes, so two processes that write there \
+             at the same time may not notice each other: let only one write there",
             self.dir().display()
         );
         Ok(Some(Warning::new(WarningCode::Store, message)))

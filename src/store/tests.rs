@@ -85,6 +85,16 @@ impl State {
 }
 
 impl Client for Service {
+    fn is_unconditional(&self) -> bool {
+        false
+    }
+
+    fn drop_conditions(&self) {}
+
+    fn keeps_versions(&self) -> bool {
+        false
+    }
+
     fn list(&self) -> Result<Vec<Object>> {
         Ok(self.with(|state| {
             let names = state.objects.keys();

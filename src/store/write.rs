@@ -60,6 +60,8 @@ impl ScratchDir {
     }
 }
 
+/// Random numbers in names begin here, and there are as many.
+const RANDOM_NUMBERS: u32 = 100_000_000;
 /// The prefix of the names of private directories.
 pub(super) const PRIVATE_PREFIX: &str = ".kg-backup-";
 
@@ -107,7 +109,7 @@ impl Store {
             let id = names::id(stamp);
             !needed.contains(&id) && !names::archives_of_id(&id).iter().any(is_taken)
         };
-        let stamp = (1..)
+        let stamp = (self.first_number()..)
             .map(|number| names::stamp(at, number))
             .find(free)
             .unwrap_or_default();
@@ -122,6 +124,18 @@ impl Store {
             encrypted,
             scratch: self.room(encrypted)?,
         })
+    }
+
+    /// Returns where the numbers of backups of one second begin. Without conditions on writes, two
+    /// processes could choose the same name, so it is random.
+    fn first_number(&self) -> u32 {
+        let random = || getrandom::u32().unwrap_or(0) % RANDOM_NUMBERS;
+        match &self.place {
+            Place::Objects(objects) if objects.client().is_unconditional() => {
+                RANDOM_NUMBERS + random()
+            }
+            _ => 1,
+        }
     }
 
     fn room(&self, encrypted: bool) -> Result<ScratchDir> {

@@ -223,12 +223,56 @@ fn a_service_that_stalls_is_given_up() {
 }
 
 #[test]
-fn what_a_service_does_not_support_is_asked_once() {
+fn what_a_service_does_not_support_is_asked_once_with_and_once_without_a_condition() {
     let (proxy, bucket) = store("unsupported");
-    proxy.fail("PUT", refusal("501 Not Implemented", "NotImplemented", ""));
+    for _ in 0..2 {
+        proxy.fail("PUT", refusal("501 Not Implemented", "NotImplemented", ""));
+    }
     let error = bucket.create("object", Vec::new()).unwrap_err();
     assert_eq!(error.code, Code::Unsupported);
-    assert_eq!(proxy.requests("PUT").len(), 1);
+    assert_eq!(proxy.requests("PUT").len(), 2);
+    assert!(
+        !bucket.is_unconditional(),
+        "the condition was not the reason"
+    );
+}
+
+#[test]
+fn a_service_without_conditions_is_looked_at_before_and_after_each_write() {
+    let (proxy, bucket) = store("no-conditions");
+    proxy.fail_if(
+        |request| request.head.contains("if-none-match"),
+        refusal("501 Not Implemented", "NotImplemented", ""),
+    );
+    let Created::New(first) = bucket.create("object", b"1".to_vec()).unwrap() else {
+        panic!("it did not exist");
+    };
+    assert!(bucket.is_unconditional());
+    assert_eq!(
+        bucket.create("object", b"2".to_vec()).unwrap(),
+        Created::Exists
+    );
+    let Replaced::Done(second) = bucket.replace("object", b"3".to_vec(), &first).unwrap() else {
+        panic!("it was the known one");
+    };
+    assert_eq!(
+        bucket.replace("object", b"4".to_vec(), &first).unwrap(),
+        Replaced::Changed
+    );
+    assert_eq!(read_all(&bucket, "object"), b"3");
+    assert_eq!(
+        bucket.find("object").unwrap().unwrap().version.e_tag,
+        second.e_tag
+    );
+    upload(&bucket, "large", &pattern(PART + 9, 1));
+    assert_eq!(
+        proxy
+            .requests("PUT")
+            .iter()
+            .filter(|put| put.head.contains("if-match"))
+            .count(),
+        0
+    );
 }
 
 #[test]

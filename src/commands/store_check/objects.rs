@@ -312,11 +312,11 @@ impl Check {
     /// Tries whether two writers notice each other.
     fn conditions(&mut self, first: &Version) {
         let finding = match self.area.create(OBJECT, SECOND.to_vec()) {
+            Ok(_) if self.area.is_unconditional() => self.unconditional("refuses conditions"),
             Ok(Created::Exists) => Finding::works(),
-            Ok(Created::New(_)) => Finding::fails(self.ignores(
-                "ignores `If-None-Match` and replaced the object, so that two processes that \
-                 write at the same time do not notice each other",
-            )),
+            Ok(Created::New(_)) => {
+                self.unconditional("ignores `If-None-Match` and replaced the object")
+            }
             Err(error) => Finding::fails(error),
         };
         self.report.note("create-again", finding);
@@ -341,11 +341,11 @@ impl Check {
             version: known.version.as_ref().map(|_| "1".into()),
         };
         let finding = match self.area.replace(OBJECT, SECOND.to_vec(), &stale) {
+            Ok(_) if self.area.is_unconditional() => self.unconditional("refuses conditions"),
             Ok(Replaced::Changed) => Finding::works(),
-            Ok(Replaced::Done(_)) => Finding::fails(self.ignores(
-                "ignores `If-Match` and replaced an object that was changed, so that two \
-                 processes that write at the same time do not notice each other",
-            )),
+            Ok(Replaced::Done(_)) => {
+                self.unconditional("ignores `If-Match` and replaced an object that was changed")
+            }
             Err(error) => Finding::fails(error),
         };
         self.report.note("replace-changed", finding);
@@ -433,12 +433,13 @@ impl Check {
                 "Let only one process write there if you can",
             )
         };
-        let finding = match rival.and_then(Upload::finish) {
+        let unsupported = || warning("does not support a condition on the completion of an upload");
+        let finished = rival.and_then(Upload::finish);
+        let finding = match finished {
+            _ if self.area.is_unconditional() => unsupported(),
             Err(error) if error.code == Code::StoreChanged => Finding::works(),
             Err(error) => Finding::cannot_tell(error),
-            Ok(_) if self.area.completes_without_condition() => {
-                warning("does not support a condition on the completion of an upload")
-            }
+            Ok(_) if self.area.completes_without_condition() => unsupported(),
             Ok(_) => warning("ignores the condition on the completion of an upload"),
         };
         self.report.note("upload-again", finding);
@@ -606,6 +607,18 @@ impl Check {
             }),
             ..Tried::default()
         })
+    }
+
+    /// kg then looks before each write and reads back, which leaves a gap.
+    fn unconditional(&self, what: &str) -> Finding {
+        Finding::warning(
+            format!(
+                "The service of {} {what}, so two processes that write at the same time may not \
+                 notice each other",
+                self.bucket.location()
+            ),
+            "Let only one process write there",
+        )
     }
 
     fn ignores(&self, what: &str) -> Error {
