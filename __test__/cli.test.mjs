@@ -161,7 +161,7 @@ describe('kg diag restore', () => {
     await kg('diag', 'restore', '--file', 'backups/latest.tar.gz', '--config-only');
     expect(files()).toEqual(['config.json']);
     await kg('diag', 'restore', '--file', 'backups/latest.tar.gz', '--db-only');
-    expect(files()).toEqual(['config.json', 'knowledge.db']);
+    expect(files()).toEqual(['backup-project-id', 'config.json', 'knowledge.db']);
     expect(run('sqlite3', [database, 'SELECT count(*) FROM nodes'])).toBe('200\n');
   });
 

@@ -112,7 +112,9 @@ describe('the service', () => {
     writeFileSync(
       path.join(root, '.kg/hooks.json'),
       JSON.stringify({
-        backup: { hooks: { onFailure: { command: ['sh', '-c', `echo "$KG_ERROR_CODE" >> ${said}`] } } },
+        backup: {
+          hooks: { onFailure: { command: ['sh', '-c', `echo "$KG_ERROR_CODE" >> ${said}`] } },
+        },
       }),
     );
     const service = serve(root);

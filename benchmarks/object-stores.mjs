@@ -105,7 +105,7 @@ export async function objectStores(project, dir, runs) {
         };
         mkdirSync(env.COPY, { recursive: true });
         mkdirSync(env.RESTORED);
-        // The record of earlier stores would be the cache of an incremental backup.
+        // Each contender begins without a cache.
         rmSync(path.join(project, '.kg/cache'), { recursive: true, force: true });
         if (prepare) await run(prepare, env);
         for (const step of ['backup', 'restore']) {

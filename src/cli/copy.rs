@@ -14,7 +14,7 @@ use crate::{
     config::{Settings, backup_config::BackupConfig},
     error::{Error, Result},
     objects::Location,
-    store::Store,
+    store::{Store, full_name},
     system::paths::resolve,
 };
 
@@ -81,7 +81,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     let resolved = |path: &Path| {
         let is_url = Location::is_url(&path.to_string_lossy());
         if is_url {
-            path.to_path_buf()
+            full_name(path)
         } else {
             resolve(path)
         }

@@ -116,8 +116,16 @@ fn google_cloud(
     let base = builder.get_config_value(&GoogleConfigKey::BaseUrl);
     let base = base.unwrap_or_else(|| GOOGLE_URL.to_string());
     let store = builder.build().map_err(|error| unusable(location, error))?;
+    let service = base.parse().map_err(|_| {
+        Error::invalid(
+            format!("{base} is not the URL of a service"),
+            "Correct `endpoint` in `storageOptions` or GOOGLE_BASE_URL",
+        )
+    })?;
     // It was not set before.
-    let _ = signer.credentials.set(Arc::clone(store.credentials()));
+    let _ = signer
+        .credentials
+        .set((service, Arc::clone(store.credentials())));
     Ok(Connection {
         store: Arc::new(store),
         transport,

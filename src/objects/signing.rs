@@ -32,16 +32,21 @@ pub enum Signing {
 /// Adds the token to requests of Google Cloud Storage that lack it.
 #[derive(Debug, Default)]
 pub struct GoogleSigner {
-    /// Set once the client exists, which needs this signer.
-    pub credentials: OnceLock<GcpCredentialProvider>,
+    /// The URL of the service, and the credentials. Set once the client exists, which needs this
+    /// signer.
+    pub credentials: OnceLock<(Uri, GcpCredentialProvider)>,
 }
 
 impl GoogleSigner {
     pub async fn sign(&self, request: &mut HttpRequest) -> Result<(), Failure> {
         let is_signed = request.headers().contains_key(AUTHORIZATION);
-        let Some(credentials) = self.credentials.get().filter(|_| !is_signed) else {
+        let Some((service, credentials)) = self.credentials.get().filter(|_| !is_signed) else {
             return Ok(());
         };
+        // The provider sends its requests for a token through here, and waits for their answers.
+        if request.uri().authority() != service.authority() {
+            return Ok(());
+        }
         let failed = |error| Failure::unexpected(&error);
         let credential = credentials.get_credential().await.map_err(failed)?;
         let token = HeaderValue::from_str(&format!("Bearer {}", credential.bearer));

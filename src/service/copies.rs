@@ -9,7 +9,7 @@ use crate::{
     config::Settings,
     error::{Error, Result},
     project::Project,
-    store::Backup,
+    store::{Backup, full_name},
     util::age::age,
 };
 
@@ -42,7 +42,7 @@ impl Copies {
         own: &[Backup],
         now: i64,
     ) -> Option<Result<Self>> {
-        let target = settings.copy_to(project.root())?;
+        let target = full_name(&settings.copy_to(project.root())?);
         Some(record::read(project, &target).map(|last| {
             let newest = last.as_ref().and_then(|last| last.newest.clone());
             let lag = Lag::of(own, newest.as_ref());

@@ -483,6 +483,14 @@ pub fn is_remote(dir: &Path) -> bool {
     matches!(location(dir), Ok(Some(_)))
 }
 
+/// Returns the name of a store as [`Store::dir`] does, without opening it.
+pub fn full_name(dir: &Path) -> PathBuf {
+    match location(dir) {
+        Ok(Some(location)) => location.to_string().into(),
+        _ => paths::absolute(dir).unwrap_or_else(|_| dir.to_path_buf()),
+    }
+}
+
 /// Returns whether an object of a listing has another version than its sidecar says.
 fn is_replaced(archive: &Archive, written: Option<&Version>) -> bool {
     let Some((written, state)) = written.zip(archive.state()) else {

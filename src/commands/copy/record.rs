@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     project::Project,
-    store::Backup,
+    store::{Backup, full_name},
     util::{atomic_file, regular_file},
 };
 
@@ -119,5 +119,5 @@ fn path(project: &Project) -> PathBuf {
 }
 
 fn key(target: &Path) -> String {
-    target.to_string_lossy().into_owned()
+    full_name(target).to_string_lossy().into_owned()
 }
