@@ -80,3 +80,12 @@ test('an unknown contender is refused by name', async () => {
     /nobody is none of ours, /,
   );
 });
+
+test('backups in an object store are measured', async () => {
+  const { stdout } = await bench(temporaryDirectory(), '--object-store');
+  for (const name of ['this project, to the object store', 'this project, to a directory']) {
+    const [row] = stdout.split('\n').filter((line) => line.startsWith(`| ${name} |`));
+    expect(row.split('|')).toHaveLength(11);
+    expect(row).not.toMatch(/NaN|undefined|Infinity/);
+  }
+});
