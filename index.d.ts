@@ -957,7 +957,10 @@ export interface CopyOptions
   extends
     LongCallOptions,
     Partial<Pick<BackupManagerConfig, 'storageOptions' | 'retentionDays' | 'maxBackups' | 'keep'>> {
-  /** The ids of the backups to copy. Default: all that the target lacks and its limits keep. */
+  /**
+   * The ids of the backups to copy; none for an empty list. Default: all of the project that the
+   * target lacks and its limits keep.
+   */
   backupIds?: string[];
   /** Whether to report what would be copied without copying it. Default: `false`. */
   dryRun?: boolean;

@@ -211,6 +211,7 @@ describe('a backup that cannot be copied', () => {
     const { copied, failed } = await manager.copyTo(target);
     expect(copied).toEqual([]);
     expect(failed.map(({ error: { code } }) => code)).toEqual([
+      'KG_BACKUP_NOT_FOUND',
       'KG_CHAIN_BROKEN',
       'KG_CHAIN_BROKEN',
     ]);
@@ -229,13 +230,41 @@ describe('a backup that cannot be copied', () => {
     expect(readFileSync(inTheWay, 'utf8')).toBe('in the way');
   });
 
+  test('because it is not usable in the source is reported', async () => {
+    const { manager, made, target } = await setUp();
+    const bytes = readFileSync(made[2].path);
+    writeFileSync(made[2].path, bytes.subarray(0, bytes.length - 100));
+    const { copied, failed } = await manager.copyTo(target);
+    expect(ids(copied)).toEqual(ids(made.slice(0, 2)));
+    expect(failed).toEqual([
+      { id: made[2].id, error: expect.objectContaining({ code: 'KG_CHECKSUM_MISMATCH' }) },
+    ]);
+    rmSync(made[1].path);
+    const after = await manager.copyTo(target);
+    expect(after.failed.map(({ error: { code } }) => code)).toContain('KG_BACKUP_NOT_FOUND');
+  });
+
+  test('because the target has a damaged copy of it without a sidecar is reported', async () => {
+    const { manager, made, target } = await setUp();
+    mkdirSync(target);
+    const torn = path.join(target, path.basename(made[0].path));
+    writeFileSync(torn, readFileSync(made[0].path).subarray(0, 1000));
+    const { failed } = await manager.copyTo(target);
+    expect(failed[0].error).toMatchObject({
+      code: 'KG_BACKUP_EXISTS',
+      remedy: expect.stringContaining('Remove it if it is damaged'),
+    });
+    rmSync(torn);
+    expect((await manager.copyTo(target)).failed).toEqual([]);
+  });
+
   test('makes `kg` exit with 6', async () => {
     const { root, made, target, backups } = await setUp();
     damage(made[0]);
     const args = ['diag', 'backup', '--output', backups, '--copy-to', target];
-    const { status, stdout } = await kg(args, { cwd: root });
+    const { status, stderr } = await kg([...args, '--quiet'], { cwd: root });
     expect(status).toBe(6);
-    expect(stdout).toContain(`Not copied: ${made[0].id}`);
+    expect(stderr).toContain(`${made[0].id} was not copied`);
   });
 });
 
@@ -256,6 +285,17 @@ describe('a copy that is cut off', () => {
     const rest = await manager.copyTo(target);
     expect(rest.copied.length + rest.present).toBe(4);
     expect(rest.failed).toEqual([]);
+  });
+
+  test('between an encrypted archive and its sidecar is completed without a key', async () => {
+    const encryption = { passphrase: 'correct horse battery staple' };
+    const { root, made, target, open, backups } = await setUp({ encryption });
+    mkdirSync(target);
+    copyFileSync(made[0].path, path.join(target, path.basename(made[0].path)));
+    const keyless = createBackupManager({ projectRoot: root, backupDir: backups });
+    const { copied, failed } = await keyless.copyTo(target);
+    expect([ids(copied), failed]).toEqual([ids(made), []]);
+    expect(await open(target).verifyBackup(made[0].id)).toBe(true);
   });
 
   test('by a kill leaves complete backups, and the next one continues', async () => {
@@ -291,16 +331,67 @@ describe('bad input', () => {
       [target, { storageOptions: { region: 'us-east-1' } }],
       [target, { maxBackups: 0 }],
       [target, { copies: 3 }],
+      [path.join(root, '.kg/second'), {}],
       ['ftp://host/backups', {}],
     ];
     for (const [store, options] of cases)
       await expect(manager.copyTo(store, options), String(store)).rejects.toMatchObject({
-        code: expect.stringMatching(/^KG_(INVALID_OPTION|BACKUP_DIR_INVALID)$/),
+        code: expect.stringMatching(
+          /^KG_(INVALID_OPTION|BACKUP_DIR_INVALID|BACKUP_DIR_IN_PROJECT)$/,
+        ),
       });
     expect(existsSync(target)).toBe(false);
     const { status, stderr } = await kg(['diag', 'backup', '--copy-to'], { cwd: root });
     expect(status).toBe(2);
     expect(stderr).toContain('backup.copyTo');
+    const mixed = ['diag', 'backup', '--copy-to', target, '--encrypt'];
+    expect((await kg(mixed, { cwd: root })).status, 'a copy encrypts nothing').toBe(2);
+    expect(existsSync(target)).toBe(false);
+  });
+
+  test('such as the source under another mount is refused', async () => {
+    const { root, backups, manager } = await setUp();
+    const other = temporaryDirectory();
+    const args = ['diag', 'backup', '--output', backups, '--copy-to', other, '--max-backups', '1'];
+    const script = 'mount --bind "$0" "$1" && shift && exec "$@"';
+    const { status, stderr } = await new Promise((resolve) => {
+      const all = ['-m', 'sh', '-c', script, backups, other, kgPath, ...args];
+      const child = spawn('unshare', all, { cwd: root });
+      let text = '';
+      child.stderr.on('data', (more) => (text += more));
+      child.once('close', (code) => resolve({ status: code, stderr: text }));
+    });
+    expect(stderr).toContain('itself');
+    expect(status).toBe(2);
+    expect(await manager.listBackups()).toHaveLength(3);
+  });
+
+  test('such as an empty list of ids copies nothing', async () => {
+    const { manager, target } = await setUp();
+    const result = await manager.copyTo(target, { backupIds: [] });
+    expect([result.copied, result.present]).toEqual([[], 0]);
+  });
+
+  test('such as backups of another project is named, and outside any project all are copied', async () => {
+    const { backups, made, target } = await setUp();
+    const other = makeProject({ nodes: 10 });
+    const manager = createBackupManager({ projectRoot: other.root, backupDir: backups });
+    const { copied, warnings } = await manager.copyTo(target);
+    expect(copied).toEqual([]);
+    expect(warnings.map(({ message }) => message).join()).toContain('3 backups in');
+    const args = ['diag', 'backup', '--output', backups, '--copy-to', target, '--json'];
+    const { stdout } = await kg(args, { cwd: temporaryDirectory() });
+    expect(ids(JSON.parse(stdout).copied)).toEqual(ids(made));
+  });
+
+  test('such as a source that lost its backups warns and removes no copy', async () => {
+    const { backups, manager, target, open } = await setUp();
+    await manager.createBackup();
+    await manager.copyTo(target);
+    renameSync(backups, `${backups}-unmounted`);
+    const { warnings } = await manager.copyTo(target, { maxBackups: 1 });
+    expect(warnings.map(({ code }) => code)).toContain('KG_WARN_STORE_EMPTIED');
+    expect(await open(target).listBackups()).toHaveLength(4);
   });
 
   test('such as a target that lost its copies causes a warning', async () => {

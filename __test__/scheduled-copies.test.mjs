@@ -228,6 +228,15 @@ describe('copies that are behind', () => {
     expect([after.copies.missing, after.health.ok]).toEqual([0, true]);
   });
 
+  test('are noticed next to a copy that is dated ahead', async () => {
+    const { json } = setUp();
+    age(await json('backup'), -24 * 365);
+    await json('backup', '--copy-to');
+    age(await json('backup'), 2);
+    const { copies } = await json('backup', '--status');
+    expect(copies).toMatchObject({ newest: null, missing: 1 });
+  });
+
   test('are unknown to health if the second store cannot be read', async () => {
     const { json, copies } = setUp();
     await json('backup');

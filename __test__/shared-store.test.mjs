@@ -1,7 +1,15 @@
 // Several projects use one store. Each has an id of its own, so none removes, continues or restores
 // the backups of another, even if both have the same path.
 
-import { cpSync, existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -209,6 +217,81 @@ test('backups of earlier releases are nobody’s if two projects have their path
   own.push(await open({ maxBackups: 1 }).createBackup());
   own.push(await open({ maxBackups: 1 }).createBackup());
   expect(ids(await open().listBackups())).toEqual(ids([old, own[0], own[2]]));
+});
+
+test('a restore over a project without backups gives it no id, nor does its undo', async () => {
+  const { root, swap, open } = twoAtOnePath();
+  const first = [await open().createBackup(), await open().createBackup()];
+  swap();
+  await open().restore({ backupId: first[0].id, targetDir: root, overwrite: true });
+  expect(existsSync(idFile(root)), 'it had a database').toBe(false);
+  await open().undoRestore();
+  expect(isMarked(root, 'second')).toBe(true);
+  const own = await open({ maxBackups: 1 }).createBackup();
+  expect(ids(await open().listBackups())).toEqual(ids([...first, own]));
+});
+
+test('the undo of a restore takes back the id that it brought', async () => {
+  const { root } = makeProject({ nodes: 20 });
+  const backupDir = temporaryDirectory();
+  const manager = createBackupManager({ projectRoot: root, backupDir });
+  const { id, projectId } = await manager.createBackup();
+  const other = path.join(temporaryDirectory(), 'other');
+  mkdirSync(path.join(other, '.kg'), { recursive: true });
+  writeFileSync(path.join(other, '.kg/config.json'), '{}');
+  const restored = createBackupManager({ projectRoot: other, backupDir });
+  await restored.restore({ backupId: id, targetDir: other, overwrite: true });
+  expect(idOf(other)).toBe(projectId);
+  await restored.undoRestore();
+  expect(existsSync(idFile(other))).toBe(false);
+});
+
+test('retention leaves the backups of a project whose id cannot be used', async () => {
+  const { root, swap, open } = twoAtOnePath();
+  mkdirSync(idFile(root));
+  const unidentified = await open().createBackup();
+  expect(codes(unidentified)).toEqual(['KG_WARN_PROJECT_ID']);
+  swap();
+  const own = [await open().createBackup(), await open({ maxBackups: 1 }).createBackup()];
+  expect(ids(await open().listBackups())).toEqual(ids([unidentified, own[1]]));
+  const { stdout } = await kg(
+    ['diag', 'prune', '--max-backups', '1', '--json', '--output', open().backupDir],
+    { cwd: path.dirname(open().backupDir) },
+  );
+  expect(JSON.parse(stdout).decisions.filter(({ kept }) => !kept)).toEqual([]);
+});
+
+test('after a loss of .kg, latest is the newest backup of the path, with or without an id', async () => {
+  const { root, backups } = makeProject({ nodes: 20 });
+  const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+  withoutId(await manager.createBackup());
+  mark(root, 'later');
+  const { projectId } = await manager.createBackup();
+  rmSync(path.join(root, '.kg'), { recursive: true });
+  await manager.restore({ backupId: 'latest', targetDir: root });
+  expect(isMarked(root, 'later')).toBe(true);
+  expect(idOf(root)).toBe(projectId);
+});
+
+test('latest warns if it is one of several copies of a project that was moved', async () => {
+  const { root, backups } = makeProject({ nodes: 20 });
+  await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup();
+  const copy = path.join(temporaryDirectory(), 'copy');
+  cpSync(root, copy, { recursive: true });
+  await createBackupManager({ projectRoot: copy, backupDir: backups }).createBackup();
+  const moved = path.join(temporaryDirectory(), 'moved');
+  renameSync(root, moved);
+  const manager = createBackupManager({ projectRoot: moved, backupDir: backups });
+  const restored = await manager.restore({ backupId: 'latest', targetDir: moved, overwrite: true });
+  expect(codes(restored)).toEqual(['KG_WARN_OTHER_PROJECT']);
+});
+
+test('a new id does not make the store look emptied', async () => {
+  const { root, backups } = makeProject({ nodes: 20 });
+  const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+  await manager.createBackup();
+  rmSync(idFile(root));
+  expect(codes(await manager.createBackup())).toEqual([]);
 });
 
 test('an id that cannot be read is kept, and the backup says so', async () => {

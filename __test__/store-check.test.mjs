@@ -1,6 +1,6 @@
 // `kg diag store --check` tells before the first backup what works, and leaves the store as it was.
 
-import { chmodSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import path from 'node:path';
 
@@ -527,4 +527,15 @@ test('a check that is not asked for is a usage error', async () => {
   const { status, stderr } = await kg(['diag', 'store']);
   expect(stderr).toContain('--check');
   expect(status).toBe(2);
+});
+
+test('a link that leads nowhere, and no project, are no stores', async () => {
+  const dir = temporaryDirectory();
+  const link = path.join(dir, 'link');
+  symlinkSync('nowhere', link);
+  const dangling = await runCheck(link);
+  expect(dangling.stdout).toContain('leads nowhere');
+  expect(dangling.status).toBe(4);
+  const nothing = await kg(['diag', 'store', '--check'], { cwd: dir });
+  expect(nothing.stderr).toContain('KG_NO_PROJECT');
 });

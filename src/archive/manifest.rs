@@ -255,8 +255,13 @@ impl Manifest {
     /// Returns the project that the backup was made of.
     pub fn origin(&self) -> Option<Origin> {
         let project = self.project.clone()?;
+        let is_legacy = self.project_path.is_none();
         let path = self.project_path.clone().unwrap_or_else(|| project.clone());
-        Some(Origin { project, path })
+        Some(Origin {
+            project,
+            path,
+            is_legacy,
+        })
     }
 
     /// Returns the manifest as it is inside the archive.

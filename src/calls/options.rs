@@ -326,7 +326,7 @@ impl Copying {
             ..BackupConfig::default()
         };
         Ok(CopyOptions {
-            ids: self.backup_ids.unwrap_or_default(),
+            ids: self.backup_ids,
             dry_run: self.dry_run.unwrap_or(false),
             ..CopyOptions::with_limits(limits)
         })

@@ -608,7 +608,8 @@ fn mark(flaw: &Flaw) -> &'static str {
 /// Returns the marks of a backup, each with a space after it. `broken` says why its chain is broken.
 fn marks(backup: &Backup, store: &Store, broken: Option<&str>) -> String {
     let is_other = store.home().is_some() && !store.is_of_project(backup);
-    let is_moved = store.home().is_some() && !is_other && !store.is_own(backup);
+    let is_same_path = store.home().is_some() && store.is_of_path(backup);
+    let is_moved = store.home().is_some() && !is_other && !is_same_path && !store.is_own(backup);
     let chain = broken.map(|why| {
         format!(
             "[chain broken: {}] ",
@@ -622,6 +623,7 @@ fn marks(backup: &Backup, store: &Store, broken: Option<&str>) -> String {
     let marks = [
         is_other.then(|| of_other(backup)),
         is_moved.then(|| "[other path] ".into()),
+        is_same_path.then(|| of_path(backup)),
         backup.encrypted.then(|| "[encrypted] ".into()),
         backup.safety_backup.then(|| "[safety backup] ".into()),
         backup
@@ -632,6 +634,12 @@ fn marks(backup: &Backup, store: &Store, broken: Option<&str>) -> String {
         pinned,
     ];
     marks.into_iter().flatten().collect()
+}
+
+/// Names the project of a backup that may or may not be the present one.
+fn of_path(backup: &Backup) -> String {
+    let id = backup.project_id.as_deref().unwrap_or_default();
+    format!("[project {id}] ")
 }
 
 fn of_other(backup: &Backup) -> String {

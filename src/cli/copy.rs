@@ -10,19 +10,39 @@ use super::{
     output::{Output, size},
 };
 use crate::{
-    commands::copy::{CopyOptions, CopyResult, copy},
+    commands::copy::{CopyFailure, CopyOptions, CopyResult, copy},
     config::{Settings, backup_config::BackupConfig},
-    error::{Error, Result},
+    error::{Error, Result, Warning, WarningCode},
     objects::Location,
     store::{Store, full_name},
     system::paths::resolve,
 };
 
+/// The flags of a new backup, which a copy does not make.
+const OF_A_BACKUP: [&str; 16] = [
+    "kind",
+    "base_backup",
+    "include_vectors",
+    "no_vectors",
+    "no_plugins",
+    "exclude",
+    "description",
+    "compression",
+    "level",
+    "strict",
+    "force_read",
+    "no_check",
+    "metrics_file",
+    "encrypt",
+    "recipient",
+    "max_chain",
+];
+
 #[derive(Debug, Args)]
 pub struct CopyArgs {
     /// Copy the backups that another store lacks: to a directory, or to a URL such as
     /// s3://bucket/prefix [default: `backup.copyTo` of the settings]
-    #[arg(long, value_name = "DIR", num_args = 0..=1, group = "instead")]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, group = "instead", conflicts_with_all = OF_A_BACKUP)]
     copy_to: Option<Option<PathBuf>>,
     /// Copy only this backup and those that it depends on; may be repeated
     #[arg(long, value_name = "ID", requires = "copy_to")]
@@ -62,7 +82,7 @@ impl CopyArgs {
             ..keep.set(&lower)
         };
         let options = CopyOptions {
-            ids: self.copy.clone(),
+            ids: Some(self.copy.clone()).filter(|ids| !ids.is_empty()),
             dry_run: self.dry_run,
             ..CopyOptions::with_limits(flags.over(lower))
         };
@@ -123,8 +143,10 @@ fn print(result: &CopyResult, output: &Output) {
             size(retention.bytes_freed)
         ));
     }
-    for failure in &result.failed {
-        output.line(format!("Not copied: {}: {}", failure.id, failure.error));
-    }
     output.warnings(&result.warnings);
+    let failed = result.failed.iter().map(|CopyFailure { id, error }| {
+        let message = format!("{id} was not copied: {} [{}]", error.message, error.code);
+        Warning::new(WarningCode::Store, message)
+    });
+    output.late_warnings(&Vec::from_iter(failed));
 }

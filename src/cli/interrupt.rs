@@ -42,6 +42,8 @@ impl Watched {
     pub fn new(output: &Output) -> Self {
         let cancel = CancelToken::default();
         end_on_interrupt(cancel.clone());
+        // Also ends a request that a service does not answer.
+        cancel.enter();
         if !output.shows_progress() {
             return Watched {
                 context: OperationContext::new(cancel, None),
@@ -66,6 +68,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
+        CancelToken::default().enter();
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -15,6 +15,7 @@ use crate::{
     commands::store_check::{Need, Operation, Outcome, StoreCheck, Tried, check_store},
     config::Settings,
     error::{Code, Result},
+    project::Project,
 };
 
 /// The exit status if backups work and deletions do not.
@@ -28,7 +29,7 @@ Examples:
   kg diag store --check /mnt/backups           check a directory
 
 The check writes below a name of its own, .kg-check-…, and removes that at the end.
-Exit status: 0 backups and retention work, 2 the URL or an option is wrong, 4 backups do not
+Exit status: 0 backups and retention work, 2 an option is wrong, 4 the URL is wrong or backups do not
 work or it cannot tell, 6 only retention does not.")]
 pub struct StoreArgs {
     #[command(flatten)]
@@ -45,6 +46,10 @@ pub fn run(args: &StoreArgs, output: &Output) -> Result<u8> {
     let settings = Settings::read(&root, &mut unusable);
     output.late_warnings(&unusable);
     let named = args.check.as_ref().and_then(Option::as_ref);
+    if named.is_none() {
+        // Without a project, there are no settings that could name a store.
+        Project::open(&root)?;
+    }
     let store = store(named, &root, &settings)?;
     let watched = Watched::new(output);
     let checked = check_store(&store, &watched.context)?;

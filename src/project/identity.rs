@@ -6,12 +6,7 @@
 //! project has the same id, and must not remove the backups of the original. So a project owns the
 //! backups that were made of its id at its path.
 
-use std::{
-    ffi::OsStr,
-    fmt, io,
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsStr, fmt, io, os::unix::ffi::OsStrExt, path::Path};
 
 use sha2::{Digest, Sha256};
 
@@ -29,6 +24,7 @@ pub const ID_FILE: &str = "backup-project-id";
 const ID_BYTES: usize = 8;
 /// The size limit of the file.
 const MAX_BYTES: u64 = 4096;
+const SAVE_ATTEMPTS: u32 = 3;
 
 /// The project that a backup was made of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,10 +33,13 @@ pub struct Origin {
     pub project: String,
     /// Digest of the path that the project had. It does not reveal the path.
     pub path: String,
+    /// An earlier release made the backup, so nothing is known but the path.
+    pub is_legacy: bool,
 }
 
 impl Origin {
-    /// Returns whether the id is only the digest of the path, as in backups of earlier releases.
+    /// Returns whether the id is only the digest of the path: in backups of earlier releases, and of a
+    /// project whose id could not be used.
     pub fn is_by_path(&self) -> bool {
         self.project == self.path
     }
@@ -58,8 +57,8 @@ pub enum Kinship {
     Own,
     /// The project made it at another path, or a copy of the project did.
     Moved,
-    /// A project at the same path made it. This project has no id yet, so it may be the same one
-    /// after `.kg` was lost.
+    /// A project at the same path made it, which may be the same one: this project has no id yet, or
+    /// had none then.
     SamePath,
     Other,
 }
@@ -95,7 +94,8 @@ impl Identity {
         let warning = failure.map(|why| {
             let message = format!(
                 "The id of the project cannot be used, so only its path identifies its backups: \
-                 {why}"
+                 {why}. Remove the file, or let this user read and create it; the next backup then \
+                 creates an id"
             );
             Warning::new(WarningCode::ProjectId, message)
         });
@@ -115,12 +115,23 @@ impl Identity {
         }
     }
 
+    /// Removes the id, which a restore that is undone had brought.
+    pub fn forget(project: &Project) -> Result<()> {
+        atomic_file::remove(&project.state_dir().join(ID_FILE))
+    }
+
     /// Returns the origin of a backup that is made now.
     pub fn origin(&self) -> Origin {
         Origin {
             project: self.id.as_ref().unwrap_or(&self.path).clone(),
             path: self.path.clone(),
+            is_legacy: false,
         }
+    }
+
+    /// Returns whether the project has no id, or none that can be used.
+    pub fn is_unidentified(&self) -> bool {
+        self.id.is_none()
     }
 
     /// Returns what a backup of that origin is to this project.
@@ -137,8 +148,9 @@ impl Identity {
             };
         }
         match is_here {
-            true if origin.is_by_path() => Kinship::Own,
-            true if self.id.is_none() => Kinship::SamePath,
+            true if origin.is_legacy => Kinship::Own,
+            true if origin.is_by_path() && self.is_unidentified() => Kinship::Own,
+            true if origin.is_by_path() || self.is_unidentified() => Kinship::SamePath,
             _ => Kinship::Other,
         }
     }
@@ -157,7 +169,7 @@ pub fn path_digest(root: &Path) -> String {
 }
 
 /// Returns the id in `file`, or `None` if the file does not exist.
-fn read(file: &PathBuf) -> io::Result<Option<String>> {
+fn read(file: &Path) -> io::Result<Option<String>> {
     let text = match regular_file::open(file) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => regular_file::read(&opened?, MAX_BYTES)?,
@@ -175,7 +187,7 @@ fn is_id(text: &str) -> bool {
     text.len() == 2 * ID_BYTES && text.bytes().all(is_digit)
 }
 
-fn create(file: &PathBuf) -> Result<()> {
+fn create(file: &Path) -> Result<()> {
     let mut random = [0; ID_BYTES];
     getrandom::fill(&mut random)
         .map_err(|cause| Error::io("create", file, io::Error::other(cause)))?;
@@ -183,11 +195,16 @@ fn create(file: &PathBuf) -> Result<()> {
 }
 
 /// Writes an id, unless another process was first.
-fn save(file: &PathBuf, id: &str) -> Result<()> {
-    let saved = atomic_file::write_new(file, format!("{id}\n").as_bytes());
-    match saved {
-        Err(_) if matches!(read(file), Ok(Some(_))) => Ok(()),
-        saved => saved,
+fn save(file: &Path, id: &str) -> Result<()> {
+    let mut attempt = 1;
+    loop {
+        let saved = atomic_file::write_new(file, format!("{id}\n").as_bytes());
+        match saved {
+            Err(_) if matches!(read(file), Ok(Some(_))) => return Ok(()),
+            // Another run may have taken the temporary file for a leftover.
+            Err(_) if attempt < SAVE_ATTEMPTS => attempt += 1,
+            saved => return saved,
+        }
     }
 }
 
@@ -245,12 +262,17 @@ mod tests {
         let old = Origin {
             project: path_digest(here.root()),
             path: path_digest(here.root()),
+            is_legacy: true,
         };
         assert_eq!(before.kinship(Some(&old)), Kinship::Own);
+        let unidentified = before.origin();
+        assert_eq!(before.kinship(Some(&unidentified)), Kinship::Own);
         let (identity, _) = Identity::ensure(&here);
         let made = identity.origin();
         assert_eq!(identity.kinship(Some(&made)), Kinship::Own);
         assert_eq!(identity.kinship(Some(&old)), Kinship::Own);
+        let same_path = identity.kinship(Some(&unidentified));
+        assert_eq!(same_path, Kinship::SamePath, "perhaps another project");
         assert_eq!(before.kinship(Some(&made)), Kinship::SamePath);
         assert_eq!(identity.kinship(None), Kinship::Other);
 

@@ -84,6 +84,7 @@ pub fn serve(
         project.root().display()
     ));
     let mut seen = None;
+    cancel.enter();
     while !cancel.is_cancelled() && held.is_in(&project.state_dir()) {
         let mark = mark(&project.state_dir().join(CONFIG_FILE));
         if seen.as_ref() != Some(&mark) {

@@ -306,7 +306,7 @@ impl Store {
                 .any(|backup| backup.project_id != chosen.project_id)
         };
         let may_be_meant = |target: &Path| is_new_place(target) && !has_several();
-        let is_other = !self.is_of_project(&chosen)
+        let is_other = self.may_be_of_another(&chosen, &backups)
             && (self.home.is_some() || target.is_some_and(|target| !may_be_meant(target)));
         let of_another = is_other.then(|| {
             let (id, dir) = (&chosen.id, store.dir().display());

@@ -1,8 +1,14 @@
 //! Copies a backup from another store, byte for byte.
 
+use std::io::{self, Write};
+
 use sha2::{Digest, Sha256};
 
-use super::{Backup, Store, StoreLock, described_beside, draft::Draft, write::publish};
+use super::{
+    Backup, Store, StoreLock, described_beside,
+    draft::Draft,
+    write::{publish, publish_sidecar},
+};
 use crate::{
     archive::{
         block_writer::Sink,
@@ -34,10 +40,10 @@ impl Store {
             self.assert_takes_chains()?;
         }
         let archive = self.place.archive(original.archive.name());
-        if self.has_file(archive.name())? {
-            return Err(exists(&archive));
-        }
         let (manifest, record) = recorded(original)?;
+        if self.has_file(archive.name())? {
+            return self.complete_copy(lock, archive, manifest, &record, progress);
+        }
         let source = original.archive.open();
         let mut source =
             source.map_err(|cause| Error::io("read", &original.archive.path(), cause))?;
@@ -56,6 +62,47 @@ impl Store {
         publish(self, lock, draft, archive, manifest).map(|(backup, _)| backup)
     }
 }
+
+impl Store {
+    /// Adds the sidecar to the archive of a copy that was killed, or that a user copied. A plain
+    /// archive without a sidecar is completed by the next run of any command, but an encrypted one
+    /// is not, because nobody can read it without its key.
+    fn complete_copy(
+        &self,
+        lock: &StoreLock,
+        archive: Archive,
+        manifest: Manifest,
+        record: &ArchiveRecord,
+        progress: &ByteProgress,
+    ) -> Result<Backup> {
+        let failed = |cause| Error::io("read", &archive.path(), cause);
+        let mut file = archive.open().map_err(failed)?;
+        if file.size_bytes().map_err(failed)? != record.size {
+            return Err(exists(&archive));
+        }
+        let nowhere = (&archive, &mut Nowhere as &mut dyn Sink);
+        if transfer((&archive, &mut *file), nowhere, progress)?.1 != record.sha256 {
+            return Err(exists(&archive));
+        }
+        drop(file);
+        publish_sidecar(self, lock, archive, manifest).map(|(backup, _)| backup)
+    }
+}
+
+/// Takes bytes that are only hashed.
+struct Nowhere;
+
+impl Write for Nowhere {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for Nowhere {}
 
 /// Returns what the sidecar of a backup says.
 fn recorded(original: &Backup) -> Result<(Manifest, ArchiveRecord)> {
@@ -96,9 +143,9 @@ fn transfer(
 fn exists(archive: &Archive) -> Error {
     Error::new(
         Code::BackupExists,
-        format!("{archive} is another archive than the one to be copied"),
-        "Copy into a directory or prefix of this project alone, because backups of two projects that \
-         begin in the same second have the same name",
+        format!("{archive} exists, and it is not a copy of the backup of that name"),
+        "Remove it if it is damaged. If it belongs to another project, copy into a directory or \
+         prefix of this project alone: backups that begin in the same second have the same name",
     )
 }
 

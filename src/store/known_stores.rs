@@ -69,7 +69,15 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
             .read()
             .is_ok_and(|listing| listing.unlisted.iter().any(is_archive))
     };
-    if matches!(held, Ok(0)) || !own.is_empty() || has_archives() {
+    // A project with a new id no longer owns the backups that it counted before.
+    let here = path_digest(project.root());
+    let is_of_path = |backup: &Backup| backup.origin.as_ref().is_some_and(|of| of.path == here);
+    let has_earlier = || {
+        store
+            .read()
+            .is_ok_and(|listing| listing.backups.iter().any(is_of_path))
+    };
+    if matches!(held, Ok(0)) || !own.is_empty() || has_archives() || has_earlier() {
         return None;
     }
     let dir = store.dir().display();

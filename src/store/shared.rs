@@ -5,38 +5,74 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Backup, Store};
 use crate::{
     error::{Code, Error, Result},
-    project::identity::{Kinship, Origin},
+    project::identity::{Identity, Kinship, Origin},
 };
 
 impl Store {
     /// Returns the backups of the requested project. If there are none, returns those that it made
     /// at another path, else those of its path, else all.
     pub fn preferred(&self, backups: Vec<Backup>) -> Vec<Backup> {
-        let nearest = backups.iter().map(|backup| self.kinship(backup)).min();
+        let nearest = backups.iter().map(|backup| self.nearness(backup)).min();
         backups
             .into_iter()
-            .filter(|backup| Some(self.kinship(backup)) == nearest)
+            .filter(|backup| Some(self.nearness(backup)) == nearest)
             .collect()
+    }
+
+    /// Returns the kinship. To a project that has lost its id, all backups of its path are alike.
+    fn nearness(&self, backup: &Backup) -> Kinship {
+        match self.kinship(backup) {
+            Kinship::SamePath if self.is_unidentified() => Kinship::Own,
+            kinship => kinship,
+        }
+    }
+
+    fn is_unidentified(&self) -> bool {
+        self.project.as_ref().is_some_and(Identity::is_unidentified)
+    }
+
+    /// Returns the newest backup of each id among those that may be of the requested project, if it
+    /// has lost its own.
+    fn candidates<'a>(&self, backups: &'a [Backup]) -> Vec<&'a Backup> {
+        let mut newest: Vec<&Backup> = Vec::new();
+        let is_candidate =
+            |backup: &&Backup| self.is_unidentified() && self.kinship(backup) == Kinship::SamePath;
+        for backup in backups.iter().filter(is_candidate) {
+            let is_known = |other: &&Backup| other.project_id == backup.project_id;
+            if !newest.iter().any(is_known) {
+                newest.push(backup);
+            }
+        }
+        newest
+    }
+
+    /// Returns whether `latest` may mean a backup of another project than the requested one: of one of
+    /// several with its path, or of one of several copies of it.
+    pub(super) fn may_be_of_another(&self, chosen: &Backup, backups: &[Backup]) -> bool {
+        let is_other_copy = |backup: &Backup| {
+            self.kinship(backup) == Kinship::Moved && backup.origin != chosen.origin
+        };
+        match self.kinship(chosen) {
+            Kinship::Own if !self.is_unidentified() => false,
+            Kinship::Own | Kinship::SamePath => self.candidates(backups).len() > 1,
+            Kinship::Moved => backups.iter().any(is_other_copy),
+            Kinship::Other => true,
+        }
     }
 
     /// Works like [`Store::preferred`], but fails with `KG_AMBIGUOUS` if the requested project has
     /// lost its id, and the backups of its path come from several projects.
     pub(super) fn unambiguous(&self, backups: Vec<Backup>) -> Result<Vec<Backup>> {
         let preferred = self.preferred(backups);
-        let is_unknown = |backup: &Backup| self.kinship(backup) == Kinship::SamePath;
-        let mut newest: Vec<&Backup> = Vec::new();
-        for backup in preferred.iter().filter(|backup| is_unknown(backup)) {
-            if newest
-                .iter()
-                .all(|other| other.project_id != backup.project_id)
-            {
-                newest.push(backup);
-            }
-        }
+        let newest = self.candidates(&preferred);
         if newest.len() < 2 {
             return Ok(preferred);
         }
-        let ids: Vec<&str> = newest.iter().map(|backup| backup.id.as_str()).collect();
+        let named = |backup: &&Backup| {
+            let project = backup.project_id.as_deref().unwrap_or_default();
+            format!("{} (project {project})", backup.id)
+        };
+        let ids: Vec<String> = newest.iter().map(named).collect();
         let message = format!(
             "{} contains backups of {} projects with this path, and which of them this one is \
              cannot be determined. Their newest backups: {}",
@@ -59,6 +95,12 @@ impl Store {
         self.kinship(backup) != Kinship::Other
     }
 
+    /// Returns whether a project at the path of the requested one made the backup, and it is not known
+    /// to be the same.
+    pub fn is_of_path(&self, backup: &Backup) -> bool {
+        self.kinship(backup) == Kinship::SamePath
+    }
+
     pub(super) fn kinship(&self, backup: &Backup) -> Kinship {
         let project = self.project.as_ref();
         project.map_or(Kinship::Own, |project| {
@@ -78,9 +120,17 @@ pub fn by_origin(backups: Vec<Backup>) -> BTreeMap<Option<Origin>, Vec<Backup>> 
         .filter(|origin| !origin.is_by_path())
         .collect();
     let heir = |origin: Origin| {
+        if !origin.is_legacy {
+            return origin;
+        }
         let mut heirs = origins.iter().filter(|heir| heir.path == origin.path);
         match (heirs.next(), heirs.next()) {
-            (Some(heir), None) if origin.is_by_path() => heir.clone(),
+            (Some(heir), None) => heir.clone(),
+            // Those of a project that has no id yet.
+            (None, _) => Origin {
+                is_legacy: false,
+                ..origin
+            },
             _ => origin,
         }
     };

@@ -22,7 +22,7 @@ use crate::{
     },
     error::{Code, Error, Result, Warning, WarningCode},
     objects::Version,
-    place::{Archive, Place},
+    place::{Archive, FileState, Place},
     sqlite::raw_copy,
     util::{
         atomic_file::{self, PARTIAL_PREFIX},
@@ -391,16 +391,41 @@ pub(super) fn publish(
 ) -> Result<(Backup, Manifest)> {
     let published = draft.publish(&archive).and_then(|version| {
         let manifest = of_object(manifest, version);
-        let outside = manifest.encrypted.then(|| manifest.public_sidecar());
-        let json = outside.as_ref().unwrap_or(&manifest).to_json();
-        lock.assert_held()?;
-        store.assert_base(&manifest)?;
-        store.create_sidecar(&archive, &json)?;
+        list(store, lock, &archive, &manifest)?;
         Ok(manifest)
     });
     let manifest = published.map_err(|error| {
         CancelToken::despite_cancellation(|| store.withdraw(&archive, lock, error))
     })?;
+    listed(store, archive, manifest)
+}
+
+/// Writes the sidecar of an archive that is in the store already.
+pub(super) fn publish_sidecar(
+    store: &Store,
+    lock: &StoreLock,
+    archive: Archive,
+    manifest: Manifest,
+) -> Result<(Backup, Manifest)> {
+    let version = match archive.state() {
+        Some(FileState::Object(version)) => Some(version),
+        _ => None,
+    };
+    let manifest = of_object(manifest, version);
+    list(store, lock, &archive, &manifest)?;
+    listed(store, archive, manifest)
+}
+
+fn list(store: &Store, lock: &StoreLock, archive: &Archive, manifest: &Manifest) -> Result<()> {
+    let outside = manifest.encrypted.then(|| manifest.public_sidecar());
+    let json = outside.as_ref().unwrap_or(manifest).to_json();
+    lock.assert_held()?;
+    store.assert_base(manifest)?;
+    store.create_sidecar(archive, &json)
+}
+
+/// Updates the link to the newest backup.
+fn listed(store: &Store, archive: Archive, manifest: Manifest) -> Result<(Backup, Manifest)> {
     let backup = Backup::new(archive, manifest.clone());
     let mut backup = backup.ok_or_else(|| Error::internal("The manifest has no archive"))?;
     let linked = store.read().and_then(|Listing { backups, unlisted }| {

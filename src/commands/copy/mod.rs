@@ -3,10 +3,12 @@
 //! Each backup is copied after its base, and the newest backups come first. So an interrupted run
 //! leaves only complete backups, and the next run continues.
 
+mod plan;
 pub mod record;
 
 use std::{
-    collections::{HashMap, HashSet},
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,7 +16,10 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use self::record::{Copied, LastCopy};
+use self::{
+    plan::{Plan, of_others},
+    record::{Copied, LastCopy},
+};
 use crate::{
     commands::{
         own_backups::own_among,
@@ -26,11 +31,7 @@ use crate::{
     },
     error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
-    store::{
-        Backup, Listing, Store, StoreLock, known_stores,
-        retention::{Policy, decide},
-        sort,
-    },
+    store::{Backup, Store, StoreLock, known_stores, retention::Policy},
     system::paths::resolve,
     util::{
         operation::{OperationContext, Phase},
@@ -41,9 +42,9 @@ use crate::{
 
 #[derive(Debug, Clone)]
 pub struct CopyOptions {
-    /// The ids of the backups to copy, with their bases. Empty: all of the project that the target
+    /// The ids of the backups to copy, with their bases. `None`: all of the project that the target
     /// lacks and that `retention` keeps.
-    pub ids: Vec<String>,
+    pub ids: Option<Vec<String>>,
     /// Which backups to keep in the target.
     pub retention: Policy,
     /// Why the intended limits are unknown. Then nothing is removed.
@@ -57,7 +58,7 @@ pub struct CopyOptions {
 impl Default for CopyOptions {
     fn default() -> Self {
         CopyOptions {
-            ids: Vec::new(),
+            ids: None,
             retention: Policy::default(),
             retention_doubt: None,
             dry_run: false,
@@ -117,7 +118,14 @@ pub fn copy(
     options: &CopyOptions,
     context: &OperationContext,
 ) -> Result<CopyResult> {
-    let mut copied = copy_unrecorded(source, target, options, context);
+    let mut copied =
+        copy_unrecorded(source, target, options, context).map_err(|error| match error.code {
+            Code::Aborted => Error {
+                remedy: "What was copied completely stays; run it again to go on".into(),
+                ..error
+            },
+            _ => error,
+        });
     let is_aborted = matches!(&copied, Err(error) if error.code == Code::Aborted);
     if !options.dry_run && !is_aborted {
         let unrecorded = record_outcome(target, &copied);
@@ -160,8 +168,16 @@ fn copy_unrecorded(
     let began = Instant::now();
     assert_two_stores(source, target)?;
     target.assert_undoubted()?;
+    if let Some(home) = target.home() {
+        target.assert_outside(home)?;
+    }
     let listing = source.read()?;
-    let mut warnings: Vec<Warning> = unread(source, &listing).into_iter().collect();
+    let lost = emptied(source, &listing.backups);
+    let is_source_lost = lost.is_some();
+    let mut warnings: Vec<Warning> = lost.into_iter().collect();
+    if options.ids.is_none() {
+        warnings.extend(of_others(source, &listing.backups));
+    }
     let lock = match options.dry_run {
         true => None,
         false => Some(target.lock(options.lock_timeout, context)?),
@@ -184,7 +200,7 @@ fn copy_unrecorded(
         );
         Warning::new(WarningCode::Store, message)
     }));
-    let plan = Plan::new(source, &listing.backups, &held, options)?;
+    let plan = Plan::new(source, &listing, &held, options)?;
     let mut result = CopyResult {
         target: target.dir().to_path_buf(),
         dry_run: options.dry_run,
@@ -200,9 +216,10 @@ fn copy_unrecorded(
         None => result.copied = plan.missing,
         Some(lock) => {
             transfer(target, lock, plan.missing, &mut result, context)?;
-            result
-                .warnings
-                .extend(look_after(target, lock, options, &mut result.retention)?);
+            // The limits must not remove the only backups that are left.
+            let limits = (!is_source_lost).then_some(&options.retention);
+            let more = look_after(target, lock, limits, &mut result.retention)?;
+            result.warnings.extend(more);
         }
     }
     result.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -210,8 +227,17 @@ fn copy_unrecorded(
 }
 
 fn assert_two_stores(source: &Store, target: &Store) -> Result<()> {
+    // A bind mount has another path and the same inode.
+    let inode = |dir: &Path| {
+        fs::metadata(dir)
+            .ok()
+            .map(|found| (found.dev(), found.ino()))
+    };
     let same = |one: &Store, other: &Store| match (one.directory(), other.directory()) {
-        (Some(one), Some(other)) => resolve(one) == resolve(other),
+        (Some(one), Some(other)) => {
+            resolve(one) == resolve(other)
+                || inode(one).is_some_and(|one| Some(one) == inode(other))
+        }
         _ => one.dir() == other.dir(),
     };
     if !same(source, target) {
@@ -223,131 +249,10 @@ fn assert_two_stores(source: &Store, target: &Store) -> Result<()> {
     ))
 }
 
-/// Warns of backups that could not be read, so they could not be chosen.
-fn unread(source: &Store, listing: &Listing) -> Option<Warning> {
-    let why = listing.unread_message()?;
-    let message = format!(
-        "Not every backup in {} was copied: {why}",
-        source.dir().display()
-    );
-    Some(Warning::new(WarningCode::Store, message))
-}
-
-/// Warns of a target that had copies and has none now, such as a disk that is not mounted.
+/// Warns of a store that had backups and has none now, such as a disk that is not mounted.
 fn emptied(target: &Store, held: &[Backup]) -> Option<Warning> {
     let home = target.home()?;
     known_stores::emptied(home, target, &own_among(held.to_vec(), home))
-}
-
-/// What to copy.
-struct Plan {
-    /// Each backup comes after its base.
-    missing: Vec<Backup>,
-    present: usize,
-    failed: Vec<CopyFailure>,
-}
-
-impl Plan {
-    fn new(
-        source: &Store,
-        listed: &[Backup],
-        held: &[Backup],
-        options: &CopyOptions,
-    ) -> Result<Self> {
-        let chosen = if options.ids.is_empty() {
-            wanted(source, listed, held, &options.retention)
-        } else {
-            let ids = options.ids.iter();
-            ids.map(|id| source.get(id)).collect::<Result<_>>()?
-        };
-        let by_id: HashMap<&str, &Backup> = listed
-            .iter()
-            .map(|backup| (backup.id.as_str(), backup))
-            .collect();
-        let mut plan = Plan {
-            missing: Vec::new(),
-            present: 0,
-            failed: Vec::new(),
-        };
-        let mut planned: HashSet<String> = HashSet::new();
-        for backup in chosen {
-            if is_held(held, &backup) {
-                plan.present += 1;
-                continue;
-            }
-            match missing_members(&backup, &by_id, held) {
-                Ok(members) => {
-                    let new = members.into_iter().rev();
-                    plan.missing
-                        .extend(new.filter(|member| planned.insert(member.id.clone())));
-                }
-                Err(error) => plan.failed.push(CopyFailure {
-                    id: backup.id,
-                    error,
-                }),
-            }
-        }
-        Ok(plan)
-    }
-}
-
-/// Returns the backups of the project that belong into the target, newest first, with those that are
-/// there already. What the limits of the target would remove at once is left out.
-fn wanted(source: &Store, listed: &[Backup], held: &[Backup], policy: &Policy) -> Vec<Backup> {
-    let own = listed.iter().filter(|backup| source.is_own(backup));
-    let own: Vec<Backup> = own.cloned().collect();
-    if policy.keeps_everything() {
-        return own;
-    }
-    let is_new = |backup: &&Backup| !is_held(held, backup);
-    let mut all: Vec<Backup> = own.iter().filter(is_new).cloned().collect();
-    let is_of_one = |backup: &&Backup| own.iter().any(|own| own.origin == backup.origin);
-    all.extend(held.iter().filter(is_of_one).cloned());
-    let now = Timestamp::now();
-    sort(&mut all, now);
-    let kept: HashSet<String> = decide(&all, policy, now, None)
-        .into_iter()
-        .filter(|decision| decision.kept)
-        .map(|decision| decision.id)
-        .collect();
-    own.into_iter()
-        .filter(|backup| is_held(held, backup) || kept.contains(&backup.id))
-        .collect()
-}
-
-fn is_held(held: &[Backup], backup: &Backup) -> bool {
-    held.iter()
-        .any(|held| held.id == backup.id && held.checksum == backup.checksum)
-}
-
-/// Returns the members of a chain that the target lacks, newest first. `KG_CHAIN_BROKEN` if one is in
-/// neither store.
-fn missing_members(
-    backup: &Backup,
-    by_id: &HashMap<&str, &Backup>,
-    held: &[Backup],
-) -> Result<Vec<Backup>> {
-    let mut members = vec![backup.clone()];
-    let mut member = backup;
-    while let Some(id) = &member.based_on {
-        let checksum = member.based_on_checksum.as_ref();
-        let is_it = |base: &&Backup| base.id == *id && Some(&base.checksum) == checksum;
-        if held.iter().any(|base| is_it(&base)) {
-            break;
-        }
-        let base = by_id.get(id.as_str()).copied().filter(is_it);
-        // A chain cannot have more members than there are backups, so a longer one is a cycle.
-        let Some(base) = base.filter(|_| members.len() <= by_id.len()) else {
-            return Err(Error::new(
-                Code::ChainBroken,
-                format!("{} depends on {id}, which is in neither store", member.id),
-                "Copy a full backup",
-            ));
-        };
-        members.push(base.clone());
-        member = base;
-    }
-    Ok(members)
 }
 
 /// Copies the backups one after the other.
@@ -415,10 +320,13 @@ fn without_base(backup: &Backup) -> Error {
 /// Records how a copy ended, for status and metrics. Returns a warning if that fails.
 fn record_outcome(target: &Store, copied: &Result<CopyResult>) -> Option<Warning> {
     let project = target.home()?;
-    let listed = copied
-        .as_ref()
-        .ok()
-        .map(|_| target.list().unwrap_or_default());
+    // A store that did not answer is not asked again.
+    let is_silent =
+        |error: &Error| matches!(error.code, Code::StoreUnreachable | Code::StoreDenied);
+    let listed = match copied {
+        Err(error) if is_silent(error) => None,
+        _ => target.list().ok(),
+    };
     let first_failure =
         |result: &CopyResult| result.failed.first().map(|first| first.error.clone());
     let last = LastCopy {
@@ -446,14 +354,13 @@ fn record_failure(project: &Project, target: &Path, error: &Error) -> Result<()>
 fn look_after(
     target: &Store,
     lock: &StoreLock,
-    options: &CopyOptions,
+    limits: Option<&Policy>,
     retention: &mut Option<PruneResult>,
 ) -> Result<Vec<Warning>> {
     let mut warnings = Vec::new();
-    if !options.retention.keeps_everything() {
+    if let Some(limits) = limits.filter(|limits| !limits.keeps_everything()) {
         // Backups of other projects are none of this run's business.
         let others = &mut Vec::new();
-        let limits = &options.retention;
         *retention = Some(prune::apply_to_own(
             target,
             lock,

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -47,7 +48,7 @@ pub struct Copied {
 impl Copied {
     /// Returns the newest of the backups, which are sorted newest first.
     pub fn newest(backups: &[Backup]) -> Option<Self> {
-        let newest = backups.iter().find(|backup| !backup.safety_backup)?;
+        let newest = backups.iter().find(|backup| counts(backup))?;
         Some(Copied {
             id: newest.id.clone(),
             timestamp: newest.timestamp,
@@ -68,7 +69,7 @@ impl Lag {
     /// Compares the backups of the first store with the newest copy.
     pub fn of(own: &[Backup], newest: Option<&Copied>) -> Self {
         let is_newer = |backup: &&Backup| {
-            !backup.safety_backup && newest.is_none_or(|newest| backup.timestamp > newest.timestamp)
+            counts(backup) && newest.is_none_or(|newest| backup.timestamp > newest.timestamp)
         };
         let newer = || own.iter().filter(is_newer);
         Lag {
@@ -76,6 +77,11 @@ impl Lag {
             since: newer().map(|backup| backup.timestamp).min(),
         }
     }
+}
+
+/// The real time of a backup that is dated in the future is unknown.
+fn counts(backup: &Backup) -> bool {
+    !backup.safety_backup && !backup.is_ahead(Timestamp::now())
 }
 
 /// Returns the last copy to `target`, or `None` if there was none.

@@ -93,10 +93,19 @@ fn find<'a>(store: &Store, report: &mut Report, nearest: Option<&'a Path>) -> Op
             return None;
         }
     };
-    let Some(parent) = nearest.filter(|parent| parent.is_dir()) else {
+    let is_dangling = dir
+        .ancestors()
+        .take_while(|above| !above.exists())
+        .any(Path::is_symlink);
+    let usable = nearest.filter(|parent| parent.is_dir() && !is_dangling);
+    let Some(parent) = usable else {
+        let what = match is_dangling {
+            true => "is a link that leads nowhere, or lies below one",
+            false => "lies below a file",
+        };
         let error = Error::new(
             Code::BackupDirInvalid,
-            format!("The backup directory {} lies below a file", dir.display()),
+            format!("The backup directory {} {what}", dir.display()),
             "Name a directory, or remove that file",
         );
         report.note("directory", Finding::fails(error));

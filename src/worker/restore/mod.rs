@@ -183,6 +183,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         .extend(changed_settings(&target, &placements)?);
     assert_no_super_journal(&target, &placements)?;
     set_attributes(&target, &placements, &plan)?;
+    let is_new = !has_database(&target, &placements)?;
     drop(placements);
     // After a restore into an empty project, there is nothing to put back.
     let can_undo = holds_something(&root.join(STATE_DIR)) || plan.keeps_any();
@@ -198,11 +199,21 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     };
     let warnings = change.carry_out(&target, root, plan, session.lock_timeout)?;
     applied.warnings.extend(warnings);
-    if let Some(origin) = origin.filter(|_| is_that_project_now(request)) {
+    if let Some(origin) = origin.filter(|_| is_new && is_that_project_now(request)) {
         applied.warnings.extend(take_over_id(root, &origin));
     }
     applied.warnings.extend(unsupported_there(&target, root));
     Ok(applied)
+}
+
+/// Returns whether a database is replaced, so that the target is a project of its own already.
+fn has_database(target: &Target, placements: &Placements) -> Result<bool> {
+    for placement in placements.files().filter(Placement::is_database) {
+        if target.is_taken(placement.to())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Returns whether the target becomes the project of the backup: it gets the database.
@@ -247,6 +258,8 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     assert_kept(&target, &dir, &placements)?;
     let (undo_dir, plan) = session.plan(&target, &placements)?;
     let put_back = placements.files().filter(Placement::has_new).count() as u64;
+    let is_removed = |placement: Placement| placement.is_database() && !placement.has_new();
+    let loses_database = placements.files().any(is_removed);
     let applied = Applied {
         files_restored: put_back,
         bytes_restored: 0,
@@ -273,6 +286,10 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         };
         let warnings = change.carry_out(&target, root, plan, session.lock_timeout)?;
         undone.applied.warnings.extend(warnings);
+        // The restore also brought the id.
+        if loses_database && let Ok(project) = Project::open(root) {
+            Identity::forget(&project)?;
+        }
         let refused = unsupported_there(&target, root);
         undone.applied.warnings.extend(refused);
     }
