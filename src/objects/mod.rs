@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | [`location`], [`options`] | where a store lies; the guide's `storageOptions` |
 //! | [`bucket`], [`reader`], [`upload`] | the operations |
+//! | [`new_object`] | an object that is being created, by an upload |
 //! | [`object`] | what a store says about an object |
 //! | [`contact`], [`bucket_settings`] | who answers, and how the bucket is set up, for a check |
 //! | [`connect`], [`endpoint`] | the clients of the three services; the URL of a service of S3 |
@@ -56,6 +57,7 @@ mod credentials;
 mod endpoint;
 mod failure;
 mod location;
+mod new_object;
 mod object;
 mod options;
 mod reader;

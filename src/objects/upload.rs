@@ -13,17 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use http::HeaderMap;
-use object_store::{
-    Attribute, Attributes, MultipartUpload, PutMode, PutMultipartOptions, PutPayload, path::Path,
-};
+use object_store::{Attribute, Attributes, MultipartUpload, PutMultipartOptions, PutPayload};
 use tokio::sync::Mutex;
 
 use super::{
-    bucket::{self, Bucket, Inner, Target},
+    bucket::Bucket,
     call::Call,
     connect,
     failure::Failure,
-    object::{Head, Object, Version},
+    new_object::NewObject,
+    object::{Object, Version},
     runtime::Task,
 };
 use crate::{
@@ -31,26 +30,22 @@ use crate::{
     util::operation::CancelToken,
 };
 
-const LEAST_PART_BYTES: u64 = 8 << 20;
-const PART_UNIT_BYTES: u64 = 1 << 20;
+pub(super) const LEAST_PART_BYTES: u64 = 8 << 20;
+pub(super) const PART_UNIT_BYTES: u64 = 1 << 20;
 /// S3 takes 10,000 parts. The rest is room for an archive that grows beyond the estimate.
 const PLANNED_PARTS: u64 = 9_000;
-const MOST_PARTS: u32 = 10_000;
-const PARTS_UNDER_WAY: usize = 3;
-const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const MOST_PARTS: u32 = 10_000;
+pub(super) const PARTS_UNDER_WAY: usize = 3;
+pub(super) const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Parts = Arc<Mutex<Box<dyn MultipartUpload>>>;
 
 /// An object that is being written. Dropped before [`finish`](Upload::finish), it leaves nothing.
 pub struct Upload {
-    bucket: Bucket,
-    name: String,
-    path: Path,
-    nonce: String,
+    object: NewObject,
     /// Headers and attributes of what is created.
     headers: HeaderMap,
     attributes: Attributes,
-    cancel: CancelToken,
     part_bytes: usize,
     buffer: Vec<u8>,
     /// Absent while everything fits into one part.
@@ -69,22 +64,18 @@ impl Upload {
         planned_bytes: u64,
         cancel: CancelToken,
     ) -> Result<Upload> {
-        let path = bucket.0.path(name)?;
-        let nonce = bucket::new_nonce()?;
+        let object = NewObject::new(bucket.clone(), name, cancel)?;
         let options = &bucket.0.options;
-        let mut attributes = bucket.0.attributes(&nonce);
+        let mut attributes = bucket.0.attributes(object.nonce());
         if let Some(class) = &options.storage_class {
             attributes.insert(Attribute::StorageClass, class.clone().into());
         }
         let mut headers = bucket.0.encryption.clone();
         headers.extend(connect::lock_headers(options)?);
         Ok(Upload {
-            name: name.to_string(),
-            path,
-            nonce,
+            object,
             headers,
             attributes,
-            cancel,
             part_bytes: part_bytes(planned_bytes),
             buffer: Vec::new(),
             parts: None,
@@ -92,7 +83,6 @@ impl Upload {
             under_way: VecDeque::new(),
             size_bytes: 0,
             error: None,
-            bucket,
         })
     }
 
@@ -106,7 +96,7 @@ impl Upload {
     pub fn send(&mut self) -> Result<()> {
         self.send_part()?;
         match self.under_way.pop_back() {
-            Some(part) => self.settle(part),
+            Some(part) => self.object.settle(part),
             None => Ok(()),
         }
     }
@@ -117,14 +107,13 @@ impl Upload {
         let Some(parts) = self.parts.take() else {
             return Ok(());
         };
-        let aborted = self.run(|_| async move {
+        let aborted = self.object.run(|_| async move {
             let mut parts = parts.lock().await;
             Call::default().make(parts.abort()).await
         })?;
         match aborted {
             Err(failure) if !failure.is_missing() => {
-                let action = "abort the upload of";
-                Err(self.bucket.failed(action, &self.name, &failure))
+                Err(self.object.could_not("abort the upload of", &failure))
             }
             _ => Ok(()),
         }
@@ -143,93 +132,41 @@ impl Upload {
                     self.send_part()?;
                 }
                 while let Some(part) = self.under_way.pop_front() {
-                    self.settle(part)?;
+                    self.object.settle(part)?;
                 }
                 self.complete(parts)?
             }
         };
-        let object = self.verify(completed.as_ref())?;
+        let object = self.object.verify(self.size_bytes, completed.as_ref())?;
         // There is nothing to abort any more.
         self.parts = None;
         Ok(object)
     }
 
     fn put_whole(&mut self) -> Result<Option<Version>> {
-        let (path, name, nonce) = (self.path.clone(), self.name.clone(), self.nonce.clone());
         let bytes = Bytes::from(std::mem::take(&mut self.buffer));
         let (headers, attributes) = (self.headers.clone(), self.attributes.clone());
-        let put = self.run(|bucket| async move {
-            let target = Target {
-                path: &path,
-                name: &name,
-                nonce: &nonce,
-                attributes,
-            };
-            bucket.create(target, bytes, PutMode::Create, headers).await
-        })?;
-        match put {
+        match self.object.put(bytes, headers, attributes)? {
             Ok(Some(version)) => Ok(Some(version)),
-            Ok(None) => Err(self.taken()),
-            Err(failure) => Err(self.failed(&failure)),
+            Ok(None) => Err(self.object.taken()),
+            Err(failure) => Err(self.object.failed(&failure)),
         }
     }
 
     /// Returns the version, unless only a look at the object can tell whether it was completed.
     fn complete(&self, parts: Parts) -> Result<Option<Version>> {
-        let call = match self.bucket.0.completion_condition() {
+        let call = match self.object.completion_condition() {
             Some((name, value)) => Call::default().with_header(name, value),
             // Only the lock of the caller closes the gap between this look and the completion.
-            None if self.head()?.is_some() => return Err(self.taken()),
+            None if self.object.head()?.is_some() => return Err(self.object.taken()),
             None => Call::default(),
         };
-        let completed = self.run(|_| async move {
+        let completed = self.object.run(|_| async move {
             let mut parts = parts.lock().await;
             call.make(parts.complete()).await
         })?;
-        match completed {
-            Ok(answer) => Ok(Some(answer.into())),
-            Err(failure)
-                if failure.is_conflict() || failure.is_missing() || failure.is_unclear() =>
-            {
-                match self.head()? {
-                    Some(head) if self.is_own(&head) => Ok(None),
-                    Some(_) => Err(self.taken()),
-                    None => Err(self.failed(&failure)),
-                }
-            }
-            Err(failure) => Err(self.failed(&failure)),
-        }
-    }
-
-    fn verify(&self, completed: Option<&Version>) -> Result<Object> {
-        let head = self
-            .head()?
-            .ok_or_else(|| self.changed("was deleted right after it was written"))?;
-        if !self.is_own(&head) {
-            return Err(self.changed("was replaced right after it was written"));
-        }
-        let object = head.object;
-        if object.size_bytes != self.size_bytes {
-            return Err(Error::new(
-                Code::ChecksumMismatch,
-                format!(
-                    "The service keeps {} of the {} bytes of {}",
-                    object.size_bytes,
-                    self.size_bytes,
-                    self.place()
-                ),
-                "Delete the object, and report this to the operator of the service",
-            ));
-        }
-        let e_tag = completed.and_then(|version| version.e_tag.as_ref());
-        if e_tag.is_some() && e_tag != object.version.e_tag.as_ref() {
-            return Err(self.changed("was replaced right after it was written"));
-        }
-        Ok(object)
-    }
-
-    fn is_own(&self, head: &Head) -> bool {
-        head.nonce.as_deref() == Some(self.nonce.as_str())
+        let completed = self.object.completed(completed.map(Version::from))?;
+        completed.map_err(|failure| self.object.failed(&failure))
     }
 
     /// Sends the buffer as the next part. The writer waits for the oldest part, so that memory stays
@@ -240,7 +177,7 @@ impl Upload {
                 Code::Limit,
                 format!(
                     "{} has more than {MOST_PARTS} parts of {} bytes",
-                    self.place(),
+                    self.object.place(),
                     self.part_bytes
                 ),
                 "Back up less at once: exclude files, or split the project",
@@ -248,7 +185,7 @@ impl Upload {
         }
         while self.under_way.len() >= PARTS_UNDER_WAY {
             if let Some(oldest) = self.under_way.pop_front() {
-                self.settle(oldest)?;
+                self.object.settle(oldest)?;
             }
         }
         let parts = self.begun()?;
@@ -269,48 +206,29 @@ impl Upload {
         if let Some(parts) = &self.parts {
             return Ok(Arc::clone(parts));
         }
-        let path = self.path.clone();
+        let path = self.object.path().clone();
         let call = Call::default().with_headers(self.headers.clone());
         let options = PutMultipartOptions {
-            tags: self.bucket.0.tags(),
+            tags: self.object.tags(),
             attributes: self.attributes.clone(),
             ..PutMultipartOptions::default()
         };
         // Tells before gigabytes are sent what would fail at the end.
-        if self.head()?.is_some() {
-            return Err(self.taken());
+        if self.object.head()?.is_some() {
+            return Err(self.object.taken());
         }
-        let begun = self.run(|bucket| async move {
+        let begun = self.object.run(|bucket| async move {
             call.make(bucket.store.put_multipart_opts(&path, options))
                 .await
         })?;
-        let parts = begun.map_err(|failure| self.failed(&failure))?;
+        let parts = begun.map_err(|failure| self.object.failed(&failure))?;
         let parts = Arc::new(Mutex::new(parts));
         self.parts = Some(Arc::clone(&parts));
         Ok(parts)
     }
 
-    fn settle(&self, part: Task<Result<(), Failure>>) -> Result<()> {
-        part.wait(&self.cancel)?
-            .map_err(|failure| self.failed(&failure))
-    }
-
-    fn head(&self) -> Result<Option<Head>> {
-        let (path, name) = (self.path.clone(), self.name.clone());
-        let head = self.run(|bucket| async move { bucket.head(&path, &name).await })?;
-        head.map_err(|failure| self.bucket.failed("look at", &self.name, &failure))
-    }
-
-    fn run<T, F>(&self, work: impl FnOnce(Arc<Inner>) -> F) -> Result<T>
-    where
-        T: Send + 'static,
-        F: Future<Output = T> + Send + 'static,
-    {
-        Task::start(work(Arc::clone(&self.bucket.0)))?.wait(&self.cancel)
-    }
-
     fn write_some(&mut self, bytes: &[u8]) -> Result<usize> {
-        self.cancel.check()?;
+        self.object.cancel().check()?;
         if self.buffer.len() == self.part_bytes {
             self.send_part()?;
         }
@@ -319,30 +237,6 @@ impl Upload {
         self.buffer.extend_from_slice(bytes);
         self.size_bytes = self.size_bytes.saturating_add(bytes.len() as u64);
         Ok(bytes.len())
-    }
-
-    fn place(&self) -> String {
-        format!("{}/{}", self.bucket.location(), self.name)
-    }
-
-    fn failed(&self, failure: &Failure) -> Error {
-        self.bucket.failed("write", &self.name, failure)
-    }
-
-    fn taken(&self) -> Error {
-        Error::new(
-            Code::StoreChanged,
-            format!("{} exists already", self.place()),
-            "Nothing was replaced; run it again",
-        )
-    }
-
-    fn changed(&self, what: &str) -> Error {
-        Error::new(
-            Code::StoreChanged,
-            format!("{} {what}", self.place()),
-            "Find out what else writes there, and run it again",
-        )
     }
 }
 
