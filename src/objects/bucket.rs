@@ -1,6 +1,10 @@
 //! The operations on a store: list, find, read, create, replace and remove objects.
 
-use std::{collections::VecDeque, future::Future, sync::Arc};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -45,6 +49,14 @@ pub(super) struct Inner {
     pub bucket_url: Option<String>,
     /// Headers of everything that is written.
     pub encryption: HeaderMap,
+    pub refused_copies: RefusedCopies,
+}
+
+/// Which copies the service could not make, or not prove. They are not tried again.
+#[derive(Default)]
+pub(super) struct RefusedCopies {
+    pub whole: AtomicBool,
+    pub in_parts: AtomicBool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +94,7 @@ impl Bucket {
             transport: connection.transport,
             bucket_url: connection.bucket_url,
             encryption: connect::encryption_headers(options),
+            refused_copies: RefusedCopies::default(),
         })))
     }
 

@@ -57,6 +57,22 @@ pub fn s3_bucket_url(location: &Location, options: &StorageOptions) -> Result<St
     }
 }
 
+/// Returns the URL of the service of a bucket, in a form that can be compared.
+pub fn service_url(bucket_url: &str, bucket: &str) -> Option<String> {
+    let without_bucket = match bucket_url.strip_suffix(&format!("/{bucket}")) {
+        Some(service) => service.to_string(),
+        None => {
+            let (scheme, rest) = bucket_url.split_once("://")?;
+            format!(
+                "{scheme}://{}",
+                rest.strip_prefix(bucket)?.strip_prefix('.')?
+            )
+        }
+    };
+    let url = reqwest::Url::parse(&without_bucket).ok()?;
+    Some(url.as_str().trim_end_matches('/').to_string())
+}
+
 fn of_environment() -> Option<String> {
     let mut names = VARIABLES.iter();
     names.find_map(|name| env::var(name).ok().filter(|url| !url.is_empty()))
@@ -145,6 +161,23 @@ mod tests {
         ] {
             assert_eq!(bucket_url(bucket, &options).unwrap(), url);
         }
+    }
+
+    #[test]
+    fn the_service_of_a_bucket_is_the_same_in_every_form() {
+        for (url, service) in [
+            ("https://s3.example.com/kg", "https://s3.example.com"),
+            ("https://kg.s3.example.com", "https://s3.example.com"),
+            ("https://S3.Example.com:443/kg", "https://s3.example.com"),
+            ("http://s3.example.com:80/kg", "http://s3.example.com"),
+            (
+                "https://example.com/storage/kg",
+                "https://example.com/storage",
+            ),
+        ] {
+            assert_eq!(service_url(url, "kg").as_deref(), Some(service), "{url}");
+        }
+        assert_eq!(service_url("https://s3.example.com", "kg"), None);
     }
 
     #[test]

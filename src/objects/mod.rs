@@ -10,7 +10,8 @@
 //! | --- | --- |
 //! | [`location`], [`options`] | where a store lies; the guide's `storageOptions` |
 //! | [`bucket`], [`reader`], [`upload`] | the operations |
-//! | [`new_object`] | an object that is being created, by an upload |
+//! | [`new_object`] | an object that is being created, by an upload or a copy |
+//! | [`copy`] | copies that a service of S3 makes itself |
 //! | [`object`] | what a store says about an object |
 //! | [`contact`], [`bucket_settings`] | who answers, and how the bucket is set up, for a check |
 //! | [`connect`], [`endpoint`] | the clients of the three services; the URL of a service of S3 |
@@ -53,6 +54,7 @@ mod bucket_settings;
 mod call;
 mod connect;
 mod contact;
+mod copy;
 mod credentials;
 mod endpoint;
 mod failure;
@@ -75,6 +77,7 @@ pub use self::{
     bucket::{Bucket, Conditions, Created, Replaced},
     bucket_settings::Versioning,
     contact::Contact,
+    copy::CopySource,
     location::{Location, Service},
     object::{Object, Version},
     options::StorageOptions,

@@ -19,7 +19,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderValue, Method, Response, StatusCode,
-    header::{CONTENT_LENGTH, DATE, IF_NONE_MATCH},
+    header::{CONTENT_LENGTH, DATE, ETAG, IF_NONE_MATCH},
     request::Parts,
 };
 use http_body_util::{BodyExt, Full};
@@ -37,8 +37,12 @@ use super::{
     signing::Signing,
     throttle::{Activity, Outgoing, Throttle},
 };
+use crate::util::hex::hex;
 
 const MOST_ERROR_BYTES: u64 = 1 << 20;
+const CONTENT_MD5: &str = "content-md5";
+/// The header of a request that lets the service copy an object.
+pub const COPY_SOURCE: &str = "x-amz-copy-source";
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -56,6 +60,8 @@ struct Inner {
     is_unconditional: AtomicBool,
     /// Set once an answer named the version of an object: the bucket keeps what is deleted.
     keeps_versions: AtomicBool,
+    /// Set once the service gave what was written an ETag that is not its MD5.
+    has_other_e_tags: AtomicBool,
     /// The host of the last request, for messages.
     last_host: Mutex<Option<String>>,
 }
@@ -107,6 +113,7 @@ impl Transport {
             completes_without_condition: AtomicBool::new(false),
             is_unconditional: AtomicBool::new(false),
             keeps_versions: AtomicBool::new(false),
+            has_other_e_tags: AtomicBool::new(false),
             last_host: Mutex::default(),
         }))
     }
@@ -145,6 +152,11 @@ impl Transport {
     /// Returns whether the bucket is known to keep versions. Google Cloud Storage does not tell.
     pub fn keeps_versions(&self) -> bool {
         self.0.keeps_versions.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the ETag of everything that was written so far is its MD5.
+    pub fn e_tags_are_digests(&self) -> bool {
+        !self.0.has_other_e_tags.load(Ordering::Relaxed)
     }
 
     /// Returns the name of the first source of credentials of S3 that has some.
@@ -208,11 +220,11 @@ impl Transport {
         for (name, value) in &call.headers {
             parts.headers.insert(name.clone(), value.clone());
         }
-        if parts.method == Method::PUT {
+        if parts.method == Method::PUT && !parts.headers.contains_key(COPY_SOURCE) {
             // Every service checks it, and a bucket with object lock refuses bodies without.
             let sum = BASE64_STANDARD.encode(Md5::digest(&body));
             if let Ok(sum) = HeaderValue::from_str(&sum) {
-                parts.headers.insert("content-md5", sum);
+                parts.headers.insert(CONTENT_MD5, sum);
             }
         }
         if self.completes_without_condition() {
@@ -300,17 +312,32 @@ impl Transport {
         let exchange = self.exchange(parts, prepared.body.clone(), call, &activity);
         let answer = until_stalled(exchange, &activity, self.0.timeout).await?;
         let (status, headers) = (answer.parts.status, &answer.parts.headers);
-        let status = match is_completion(&prepared.parts) {
+        let status = match takes_long(&prepared.parts) {
             true => late_status(status, &answer.body),
             false => status,
         };
         match status.is_success() {
-            true => Ok(answer),
+            true => {
+                self.note_e_tag(&prepared.parts, headers);
+                Ok(answer)
+            }
             false => Err(Failure::Refused(Refusal::read(
                 status,
                 headers,
                 &answer.body,
             ))),
+        }
+    }
+
+    fn note_e_tag(&self, sent: &Parts, answered: &HeaderMap) {
+        let text = |headers: &HeaderMap, name| Some(headers.get(name)?.to_str().ok()?.to_string());
+        let digest =
+            text(&sent.headers, CONTENT_MD5).and_then(|sum| BASE64_STANDARD.decode(sum).ok());
+        let e_tag = text(answered, ETAG.as_str());
+        if let (Some(digest), Some(e_tag)) = (digest, e_tag)
+            && e_tag.trim_matches('"') != hex(&digest)
+        {
+            self.0.has_other_e_tags.store(true, Ordering::Relaxed);
         }
     }
 
@@ -403,10 +430,21 @@ impl Transport {
 
     /// Sends a request that `object_store` does not know.
     pub async fn request(&self, method: Method, url: &str, call: Call) -> Result<Bytes, Failure> {
+        self.request_with(method, url, Bytes::new(), call).await
+    }
+
+    /// Sends a request with a body that `object_store` does not know.
+    pub async fn request_with(
+        &self,
+        method: Method,
+        url: &str,
+        body: Bytes,
+        call: Call,
+    ) -> Result<Bytes, Failure> {
         let request = http::Request::builder()
             .method(method)
             .uri(url)
-            .body(HttpRequestBody::empty())
+            .body(HttpRequestBody::from(body))
             .map_err(|_| Failure::Unexpected("no valid URL".into()))?;
         call.make(async {
             let answer = self.send(request).await;
@@ -429,8 +467,13 @@ fn is_completion(parts: &Parts) -> bool {
     parts.method == Method::POST && query.contains("uploadId=")
 }
 
-/// Returns the status that counts. The completion of an upload takes long, so that a service may
-/// send a success first and an error after it.
+/// Returns whether the service may work so long that it sends a success first and an error after it:
+/// it completes an upload, or copies an object.
+fn takes_long(parts: &Parts) -> bool {
+    is_completion(parts) || parts.headers.contains_key(COPY_SOURCE)
+}
+
+/// Returns the status that counts, also if the service sent a success before an error.
 fn late_status(status: StatusCode, body: &[u8]) -> StatusCode {
     let is_error = status.is_success() && body.windows(7).any(|part| part == b"<Error>");
     match failure::element(body, "Code").filter(|_| is_error) {

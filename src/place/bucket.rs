@@ -11,7 +11,7 @@ use super::{Bytes, Client, ObjectPlace, Upload};
 use crate::{
     error::{Error, Result},
     objects::{
-        self, Bucket, Conditions, Created, Location, Object, ObjectReader, Replaced,
+        self, Bucket, Conditions, CopySource, Created, Location, Object, ObjectReader, Replaced,
         StorageOptions, UnfinishedUpload, Version,
     },
     util::operation::CancelToken,
@@ -93,6 +93,19 @@ impl Client for Bucket {
         cancel: CancelToken,
     ) -> Result<Box<dyn Upload>> {
         Ok(Box::new(Bucket::upload(self, name, planned_bytes, cancel)?))
+    }
+
+    fn copy_source(&self, object: &Object) -> Option<CopySource> {
+        Bucket::copy_source(self, object)
+    }
+
+    fn copy_from(
+        &self,
+        name: &str,
+        source: &CopySource,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Option<Object>> {
+        Bucket::copy_from(self, name, source, progress)
     }
 
     fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>> {

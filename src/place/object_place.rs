@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use super::Bytes;
 use crate::{
     error::Result,
-    objects::{Conditions, Created, Object, Replaced, UnfinishedUpload, Version},
+    objects::{Conditions, CopySource, Created, Object, Replaced, UnfinishedUpload, Version},
     util::operation::CancelToken,
 };
 
@@ -46,6 +46,17 @@ pub trait Client: Send + Sync {
         planned_bytes: u64,
         cancel: CancelToken,
     ) -> Result<Box<dyn Upload>>;
+    /// Returns what another client of the same service needs to copy an object. `None` if a copy
+    /// would not be proven.
+    fn copy_source(&self, object: &Object) -> Option<CopySource>;
+    /// Lets the service copy an object to a name that must be free. Returns `None` if it cannot, so
+    /// that the bytes must go through this machine. `progress` counts the bytes that were copied.
+    fn copy_from(
+        &self,
+        name: &str,
+        source: &CopySource,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Option<Object>>;
     fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>>;
     fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<()>;
     /// Finds out which conditions on writes the service respects.

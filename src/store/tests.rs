@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 
 use super::{lease::Lease, *};
 use crate::{
-    objects::{Created, Object, Replaced, UnfinishedUpload, Version},
+    objects::{CopySource, Created, Object, Replaced, UnfinishedUpload, Version},
     place::{Bytes, Client, ObjectPlace, Upload},
     util::operation::CancelToken,
 };
@@ -152,6 +152,19 @@ impl Client for Service {
 
     fn upload(&self, _: &str, _: u64, _: CancelToken) -> Result<Box<dyn Upload>> {
         unreachable!("no test writes an archive")
+    }
+
+    fn copy_source(&self, _: &Object) -> Option<CopySource> {
+        None
+    }
+
+    fn copy_from(
+        &self,
+        _: &str,
+        _: &CopySource,
+        _: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Option<Object>> {
+        Ok(None)
     }
 
     fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>> {

@@ -14,6 +14,7 @@ mod encryption;
 mod layers;
 mod messages;
 mod objects;
+mod objects_copy;
 mod objects_faults;
 mod reference;
 mod round_trip;

@@ -111,6 +111,8 @@ fn try_start(program: &Path) -> Option<ObjectServer> {
     watchdog.args(["-c", WATCHDOG, "sh"]).arg(&dir);
     watchdog.arg(program).args(["server", "-filer", "-s3"]);
     watchdog.args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=30"]);
+    // Without it, the server keeps a part in several pieces, and the ETag of its copy is no MD5.
+    watchdog.arg("-filer.maxMB=16");
     watchdog.args([
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
