@@ -12,6 +12,8 @@ import { startServer } from './watchdog.mjs';
 export const BUCKET = 'kg-tests';
 export const KEY = 'test-key';
 export const SECRET = 'secret-of-the-tests';
+/** With it, the ETag of a copied part is its MD5, as with Amazon S3. The default keeps it in pieces. */
+export const DIGESTS_OF_COPIED_PARTS = ['-filer.maxMB=16'];
 const START_TIMEOUT_MS = 60_000;
 const PORTS = [
   'master.port',
@@ -49,10 +51,10 @@ const identity = (name, accessKey, secretKey, actions) => ({
 });
 
 /**
- * Starts a server. `objects` reads and changes it without signatures, behind the back of the code
+ * Starts a server. `args` are more of its arguments. `objects` reads and changes it without signatures, behind the back of the code
  * under test.
  */
-export async function startObjectStore({ env = {} } = {}) {
+export async function startObjectStore({ env = {}, args: more = [] } = {}) {
   installObjectServer();
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-objects-'));
   const identities = path.join(dir, 's3.json');
@@ -65,6 +67,7 @@ export async function startObjectStore({ env = {} } = {}) {
   const args = ['server', '-filer', '-s3', '-ip=127.0.0.1', '-ip.bind=127.0.0.1', '-volume.max=30'];
   args.push('-s3.port.iceberg=0', '-s3.port.lance=0', '-master.telemetry=false', `-dir=${dir}`);
   args.push(`-s3.config=${identities}`, ...PORTS.map((name, at) => `-${name}=${ports[at]}`));
+  args.push(...more);
   const log = path.join(dir, 'log');
   const server = startServer([objectServer, ...args], { log, env });
   const [master, , , , filer, , s3] = ports;

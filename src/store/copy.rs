@@ -16,8 +16,9 @@ use crate::{
         manifest::{ArchiveRecord, BackupType, Manifest},
     },
     error::{Code, Error, Result},
-    place::{Archive, Bytes},
-    util::{hex::hex, progress::ByteProgress},
+    objects::Object,
+    place::{Archive, Bytes, Place},
+    util::{hex::hex, operation::CancelToken, progress::ByteProgress},
 };
 
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -28,7 +29,10 @@ impl Store {
     ///
     /// The archive is read once. It is published only if its bytes have the digest that its sidecar
     /// records, so no damage is passed on. An object store confirms the digest of each part that
-    /// arrives. `KG_CHECKSUM_MISMATCH` if the archive is damaged, `KG_BACKUP_EXISTS` if an archive
+    /// arrives.
+    ///
+    /// Within one service of S3, the service copies the archive itself if it can prove the copy: the
+    /// ETag is the one that the sidecar records of the upload. `KG_CHECKSUM_MISMATCH` if the archive is damaged, `KG_BACKUP_EXISTS` if an archive
     /// of that name is here.
     pub fn add_copy(
         &self,
@@ -44,6 +48,16 @@ impl Store {
         if self.has_file(archive.name())? {
             return self.complete_copy(lock, archive, manifest, &record, progress);
         }
+        let mut progress = Counter::new(progress);
+        let copied = self.copied_by_service(&original.archive, &record, &archive, &mut progress);
+        let copied = copied.map_err(|error| {
+            CancelToken::despite_cancellation(|| self.withdraw(&archive, lock, error))
+        })?;
+        if let Some(object) = copied {
+            let draft = Draft::Copied(object);
+            return publish(self, lock, draft, archive, manifest).map(|(backup, _)| backup);
+        }
+        progress.start_again();
         let source = original.archive.open();
         let mut source =
             source.map_err(|cause| Error::io("read", &original.archive.path(), cause))?;
@@ -53,13 +67,74 @@ impl Store {
         let copied = transfer(
             (&original.archive, &mut *source),
             (&archive, &mut *sink),
-            progress,
+            &mut progress,
         )?;
         if copied != (record.size, record.sha256) {
             return Err(damaged(original));
         }
         drop(sink);
         publish(self, lock, draft, archive, manifest).map(|(backup, _)| backup)
+    }
+
+    /// Lets the service of both stores copy an archive. Returns `None` if there is no such service, or
+    /// it cannot prove its copy.
+    fn copied_by_service(
+        &self,
+        original: &Archive,
+        record: &ArchiveRecord,
+        copy: &Archive,
+        progress: &mut Counter,
+    ) -> Result<Option<Object>> {
+        let (Place::Objects(from), Place::Objects(to)) = (original.place(), &self.place) else {
+            return Ok(None);
+        };
+        let (Some(listed), Some(version)) = (from.find(original.name())?, &record.object) else {
+            return Ok(None);
+        };
+        // An archive that was replaced is read, and then found to be another one.
+        if listed.size_bytes != record.size || !listed.version.is_same(version) {
+            return Ok(None);
+        }
+        let known = Object {
+            version: version.clone(),
+            ..listed
+        };
+        let Some(source) = from.client().copy_source(&known) else {
+            return Ok(None);
+        };
+        let mut advance = |bytes| progress.advance(bytes);
+        to.client().copy_from(copy.name(), &source, &mut advance)
+    }
+}
+
+/// Counts the bytes of one archive, also if its copy starts again.
+struct Counter<'a> {
+    progress: &'a ByteProgress,
+    /// The bytes of this archive that were counted.
+    counted: u64,
+    /// The bytes that were copied since the last start.
+    done: u64,
+}
+
+impl Counter<'_> {
+    fn new(progress: &ByteProgress) -> Counter<'_> {
+        Counter {
+            progress,
+            counted: 0,
+            done: 0,
+        }
+    }
+
+    /// Bytes that were counted before count no second time.
+    fn start_again(&mut self) {
+        self.done = 0;
+    }
+
+    fn advance(&mut self, bytes: u64) -> Result<()> {
+        self.done = self.done.saturating_add(bytes);
+        let new = self.done.saturating_sub(self.counted);
+        self.counted = self.counted.saturating_add(new);
+        self.progress.advance(new)
     }
 }
 
@@ -81,7 +156,8 @@ impl Store {
             return Err(exists(&archive));
         }
         let nowhere = (&archive, &mut Nowhere as &mut dyn Sink);
-        if transfer((&archive, &mut *file), nowhere, progress)?.1 != record.sha256 {
+        let mut progress = Counter::new(progress);
+        if transfer((&archive, &mut *file), nowhere, &mut progress)?.1 != record.sha256 {
             return Err(exists(&archive));
         }
         drop(file);
@@ -119,7 +195,7 @@ fn recorded(original: &Backup) -> Result<(Manifest, ArchiveRecord)> {
 fn transfer(
     (from, source): (&Archive, &mut dyn Bytes),
     (to, sink): (&Archive, &mut dyn Sink),
-    progress: &ByteProgress,
+    progress: &mut Counter,
 ) -> Result<(u64, String)> {
     let (mut hasher, mut size) = (Sha256::new(), 0);
     let mut chunk = vec![0; CHUNK_BYTES];

@@ -10,7 +10,7 @@ use super::{Store, archive_file::ArchiveFile};
 use crate::{
     archive::{block_writer::Sink, encryption::write::Encrypting},
     error::{Error, Result},
-    objects::Version,
+    objects::{Object, Version},
     place::{Archive, ObjectPlace, Place, Upload},
     util::{atomic_file::TempFile, operation::CancelToken},
 };
@@ -19,6 +19,8 @@ pub(super) enum Draft {
     /// A file with a temporary name in the directory.
     File(TempFile),
     Upload(SharedUpload),
+    /// The service made the object itself. It exists already.
+    Copied(Object),
 }
 
 /// An upload, shared by the thread that writes the archive and the one that publishes it.
@@ -71,6 +73,7 @@ impl Draft {
                 with_keys(ArchiveFile::new(file), store, encrypted)
             }
             Draft::Upload(upload) => with_keys(upload.clone(), store, encrypted),
+            Draft::Copied(_) => Err(Error::internal("The archive is complete")),
         }
     }
 
@@ -81,14 +84,20 @@ impl Draft {
             Draft::File(file) => file.persist(&archive.path()).map(|()| None),
             Draft::Upload(upload) => {
                 let object = upload.take()?.finish()?;
-                let version = object.version.clone();
-                if let Place::Objects(objects) = archive.place() {
-                    objects.add(object);
-                }
-                Ok(Some(version))
+                Ok(Some(listed(archive, object)))
             }
+            Draft::Copied(object) => Ok(Some(listed(archive, object))),
         }
     }
+}
+
+/// Adds a new object to the listing. Returns its version.
+fn listed(archive: &Archive, object: Object) -> Version {
+    let version = object.version.clone();
+    if let Place::Objects(objects) = archive.place() {
+        objects.add(object);
+    }
+    version
 }
 
 fn with_keys<S: Sink + 'static>(sink: S, store: &Store, encrypted: bool) -> Result<Box<dyn Sink>> {
