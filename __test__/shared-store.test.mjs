@@ -246,6 +246,17 @@ test('the undo of a restore takes back the id that it brought', async () => {
   expect(existsSync(idFile(other))).toBe(false);
 });
 
+test('an undo keeps an id that the project had before the restore', async () => {
+  const { root, backups } = makeProject({ nodes: 20 });
+  const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+  const { id, projectId } = await manager.createBackup();
+  for (const suffix of ['', '-wal', '-shm'])
+    rmSync(path.join(root, `.kg/knowledge.db${suffix}`), { force: true });
+  await manager.restore({ backupId: id, targetDir: root, overwrite: true });
+  await manager.undoRestore();
+  expect(idOf(root)).toBe(projectId);
+});
+
 test('retention leaves the backups of a project whose id cannot be used', async () => {
   const { root, swap, open } = twoAtOnePath();
   mkdirSync(idFile(root));

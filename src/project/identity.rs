@@ -6,7 +6,7 @@
 //! project has the same id, and must not remove the backups of the original. So a project owns the
 //! backups that were made of its id at its path.
 
-use std::{ffi::OsStr, fmt, io, os::unix::ffi::OsStrExt, path::Path};
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path};
 
 use sha2::{Digest, Sha256};
 
@@ -102,22 +102,22 @@ impl Identity {
         (Identity::at(project.root()), warning)
     }
 
-    /// Gives the project the id of a restored backup, unless it has one. Backups of earlier releases
-    /// have none to give.
-    pub fn adopt(project: &Project, origin: &Origin) -> Result<()> {
-        if origin.is_by_path() || !is_id(&origin.project) {
-            return Ok(());
-        }
+    /// Gives the project the id of a restored backup, unless it has one.
+    pub fn adopt(project: &Project, id: &str) -> Result<()> {
         let file = project.state_dir().join(ID_FILE);
         match read(&file) {
-            Ok(None) => save(&file, &origin.project),
+            Ok(None) if is_id(id) => save(&file, id),
             _ => Ok(()),
         }
     }
 
-    /// Removes the id, which a restore that is undone had brought.
-    pub fn forget(project: &Project) -> Result<()> {
-        atomic_file::remove(&project.state_dir().join(ID_FILE))
+    /// Removes the id, if it is this one.
+    pub fn forget(project: &Project, id: &str) -> Result<()> {
+        let file = project.state_dir().join(ID_FILE);
+        match read(&file) {
+            Ok(Some(present)) if present == id => atomic_file::remove(&file),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the origin of a backup that is made now.
@@ -153,12 +153,6 @@ impl Identity {
             true if origin.is_by_path() || self.is_unidentified() => Kinship::SamePath,
             _ => Kinship::Other,
         }
-    }
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.id.as_ref().unwrap_or(&self.path))
     }
 }
 
@@ -287,9 +281,13 @@ mod tests {
         };
         assert_eq!(identity.kinship(Some(&another)), Kinship::Other);
 
-        Identity::adopt(&there, &made).unwrap();
+        Identity::adopt(&there, &made.project).unwrap();
         assert_eq!(Identity::at(there.root()).id, identity.id);
-        Identity::adopt(&there, &another).unwrap();
+        Identity::adopt(&there, &another.project).unwrap();
         assert_eq!(Identity::at(there.root()).id, identity.id);
+        Identity::forget(&there, &another.project).unwrap();
+        assert_eq!(Identity::at(there.root()).id, identity.id);
+        Identity::forget(&there, &made.project).unwrap();
+        assert_eq!(Identity::at(there.root()).id, None);
     }
 }

@@ -67,12 +67,9 @@ pub use self::{
 };
 use super::protocol::{Applied, ApplyRequest, UndoRequest, Undone};
 use crate::{
-    archive::filter::EntryFilter,
+    archive::{filter::EntryFilter, manifest::Manifest},
     error::{Code, Error, Result, Warning, WarningCode},
-    project::{
-        Component, Project, STATE_DIR, exclude,
-        identity::{Identity, Origin},
-    },
+    project::{Component, Project, STATE_DIR, exclude, identity::Identity},
     sqlite::files::names_super_journal,
     util::unsupported,
 };
@@ -190,17 +187,18 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if can_undo && applied.files_replaced > 0 {
         applied.safety_copy = Some(root.join(&undo_dir));
     }
-    let origin = description.manifest.origin();
+    let brought_id = brought_id(request, is_new, &description.manifest);
     let undo = can_undo.then_some((undo_dir, description.manifest.id));
     let change = Change {
         keeps: undo,
+        brought_id: brought_id.clone(),
         undoes: None,
         staging: Some(&request.staging),
     };
     let warnings = change.carry_out(&target, root, plan, session.lock_timeout)?;
     applied.warnings.extend(warnings);
-    if let Some(origin) = origin.filter(|_| is_new && is_that_project_now(request)) {
-        applied.warnings.extend(take_over_id(root, &origin));
+    if let Some(id) = brought_id {
+        applied.warnings.extend(take_over_id(root, &id));
     }
     applied.warnings.extend(unsupported_there(&target, root));
     Ok(applied)
@@ -216,20 +214,35 @@ fn has_database(target: &Target, placements: &Placements) -> Result<bool> {
     Ok(false)
 }
 
-/// Returns whether the target becomes the project of the backup: it gets the database.
-fn is_that_project_now(request: &ApplyRequest) -> bool {
+/// Returns the id that the restore gives the project, so that its next backups continue the earlier
+/// ones. A project gets one if it becomes that of the backup: it gets the database, and had neither a
+/// database nor an id.
+fn brought_id(request: &ApplyRequest, is_new: bool, manifest: &Manifest) -> Option<String> {
     let has_database = |only: &Vec<Component>| only.contains(&Component::Database);
-    request.paths.is_none() && request.only.as_ref().is_none_or(has_database)
+    let gets_database = request.paths.is_none() && request.only.as_ref().is_none_or(has_database);
+    let origin = manifest.origin().filter(|origin| !origin.is_by_path())?;
+    let is_free = is_new && gets_database && Identity::at(&request.target).is_unidentified();
+    is_free.then_some(origin.project)
 }
 
-/// Gives a project without an id that of the backup, so that its next backups continue the earlier
-/// ones.
-fn take_over_id(root: &Path, origin: &Origin) -> Option<Warning> {
+fn take_over_id(root: &Path, id: &str) -> Option<Warning> {
     let project = Project::open(root).ok()?;
-    let error = Identity::adopt(&project, origin).err()?;
+    let error = Identity::adopt(&project, id).err()?;
     let message = format!(
         "The restored project did not get its id, so its next backups do not continue the earlier \
          ones: {}",
+        error.message
+    );
+    Some(Warning::new(WarningCode::ProjectId, message))
+}
+
+/// Removes the id that a restore had brought, if it is still that one.
+fn take_back_id(root: &Path, id: &str) -> Option<Warning> {
+    let project = Project::open(root).ok()?;
+    let error = Identity::forget(&project, id).err()?;
+    let message = format!(
+        "The project still has the id of the backup that was restored: {}. Remove \
+         .kg/backup-project-id",
         error.message
     );
     Some(Warning::new(WarningCode::ProjectId, message))
@@ -253,13 +266,12 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         placement::assert_not_of_another(root, outside)?;
     }
     target.allow(record.outside.clone());
+    let brought_id = record.brought_id.clone();
     let files = std::mem::take(&mut record.files);
     let placements = placement::of_undo(&dir, files, &record.taken)?;
     assert_kept(&target, &dir, &placements)?;
     let (undo_dir, plan) = session.plan(&target, &placements)?;
     let put_back = placements.files().filter(Placement::has_new).count() as u64;
-    let is_removed = |placement: Placement| placement.is_database() && !placement.has_new();
-    let loses_database = placements.files().any(is_removed);
     let applied = Applied {
         files_restored: put_back,
         bytes_restored: 0,
@@ -281,14 +293,14 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
             .extend(changed_settings(&target, &placements)?);
         let change = Change {
             keeps: Some((undo_dir, record.of.clone())),
+            brought_id: None,
             undoes: Some((dir, record)),
             staging: None,
         };
         let warnings = change.carry_out(&target, root, plan, session.lock_timeout)?;
         undone.applied.warnings.extend(warnings);
-        // The restore also brought the id.
-        if loses_database && let Ok(project) = Project::open(root) {
-            Identity::forget(&project)?;
+        if let Some(id) = brought_id {
+            undone.applied.warnings.extend(take_back_id(root, &id));
         }
         let refused = unsupported_there(&target, root);
         undone.applied.warnings.extend(refused);
@@ -383,6 +395,8 @@ struct Change<'a> {
     keeps: Option<(String, String)>,
     /// The kept files that an undo puts back, and their record.
     undoes: Option<(String, Record)>,
+    /// The id that the project gets.
+    brought_id: Option<String>,
     /// Where the new files were unpacked.
     staging: Option<&'a Path>,
 }
@@ -411,6 +425,7 @@ impl Change<'_> {
         match self.keeps {
             Some((dir, of)) => {
                 let mut record = Record::new(of, plan.touched);
+                record.brought_id = self.brought_id;
                 record.made = made;
                 if let Some((_, undone)) = &self.undoes {
                     record.undo = !undone.undo;

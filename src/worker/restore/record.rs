@@ -34,6 +34,9 @@ pub struct Record {
     /// The graph database, if it lies outside the project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outside: Option<std::path::PathBuf>,
+    /// The id that the restore gave the project. An undo takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brought_id: Option<String>,
 }
 
 /// A file that was replaced or added.
@@ -140,6 +143,7 @@ impl Record {
             made: Vec::new(),
             taken: Vec::new(),
             outside: None,
+            brought_id: None,
         }
     }
 

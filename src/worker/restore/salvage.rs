@@ -96,6 +96,7 @@ pub fn salvage(
     }
     let change = Change {
         keeps: Some((undo_dir, UNDO_OF.to_string())),
+        brought_id: None,
         undoes: None,
         staging: Some(staging.path()),
     };
