@@ -208,7 +208,7 @@ test('backups of earlier releases stay those of their project', async () => {
   expect(ids(await manager.listBackups())).toEqual(ids(last));
 });
 
-test('backups of earlier releases are nobody’s if two projects have their path', async () => {
+test('backups of earlier releases belong to no project if two have their path', async () => {
   const { swap, open } = twoAtOnePath();
   const old = await open().createBackup();
   withoutId(old);

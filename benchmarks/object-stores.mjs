@@ -1,7 +1,7 @@
 // Backups in a real object store on loopback (SeaweedFS), against the usual ways to get one there.
 //
 // The server runs on the same machine and takes about as much CPU as the client. So the times favour
-// nobody, but are longer than with a server elsewhere. The CPU time is that of the client alone.
+// no contender, but are longer than with a server elsewhere. The CPU time is that of the client alone.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdirSync, rmSync } from 'node:fs';

@@ -309,11 +309,7 @@ impl Bucket {
             return Ok(NONE);
         }
         let create = matches!(self.create(name, b"2".to_vec())?, Created::Exists);
-        let stale = Version {
-            e_tag: Some("00000000000000000000000000000000".into()),
-            version: known.version.as_ref().map(|_| "1".into()),
-        };
-        let replace = self.replace(name, b"3".to_vec(), &stale)? == Replaced::Changed;
+        let replace = self.replace(name, b"3".to_vec(), &known.outdated())? == Replaced::Changed;
         if self.is_unconditional() {
             return Ok(NONE);
         }

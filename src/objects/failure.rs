@@ -226,12 +226,12 @@ impl Failure {
         }
     }
 
-    /// Returns whether there is no such object, or no such upload.
     /// Returns whether the service does not support a part of the request, such as a condition.
     pub fn is_unsupported(&self) -> bool {
         matches!(self, Failure::Refused(refusal) if refusal.status == StatusCode::NOT_IMPLEMENTED)
     }
 
+    /// Returns whether there is no such object, or no such upload.
     pub fn is_missing(&self) -> bool {
         self.refusal().is_some_and(|refusal| {
             refusal.status == StatusCode::NOT_FOUND && !refusal.is(&NO_BUCKET)

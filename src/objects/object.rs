@@ -85,6 +85,15 @@ impl Version {
         })
     }
 
+    /// Returns a version that no object has, to try a condition that does not hold. It has the parts
+    /// that this one has.
+    pub fn outdated(&self) -> Version {
+        Version {
+            e_tag: Some("00000000000000000000000000000000".into()),
+            version: self.version.as_ref().map(|_| "1".into()),
+        }
+    }
+
     /// Returns whether both are the same state. A list lacks the version of a versioned bucket, so
     /// only what both have is compared.
     pub fn is_same(&self, other: &Version) -> bool {

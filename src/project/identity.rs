@@ -164,9 +164,8 @@ pub fn path_digest(root: &Path) -> String {
 
 /// Returns the id in `file`, or `None` if the file does not exist.
 fn read(file: &Path) -> io::Result<Option<String>> {
-    let text = match regular_file::open(file) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => regular_file::read(&opened?, MAX_BYTES)?,
+    let Some(text) = regular_file::read_unlinked(file, MAX_BYTES)? else {
+        return Ok(None);
     };
     let text = String::from_utf8_lossy(&text).trim().to_string();
     if is_id(&text) {

@@ -1,6 +1,9 @@
 //! The state of the second store, `backup.copyTo`, as the record of the last copy describes it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -15,7 +18,7 @@ use crate::{
 
 /// How long a backup may be without a copy before someone has to look. A copy follows each
 /// scheduled backup, and a failed one is repeated within that time.
-pub const MAX_LAG: Duration = Duration::from_secs(60 * 60);
+const MAX_LAG: Duration = Duration::from_secs(60 * 60);
 
 /// Times are milliseconds since the epoch.
 #[derive(Debug, Serialize)]
@@ -66,23 +69,24 @@ impl Copies {
                 error.message, error.code
             ));
         }
-        let lag_ms = u64::try_from(self.lag_ms).unwrap_or(0);
-        let is_long = self.missing > 0 && u128::from(lag_ms) > MAX_LAG.as_millis();
-        is_long.then(|| {
-            format!(
-                "{} lacks the newest {} of this project, for {}: copy with `kg diag backup --copy-to`",
-                target,
-                backups(self.missing),
-                age(lag_ms)
-            )
-        })
+        let behind = behind(&self.target, self.missing, self.lag_ms)?;
+        Some(format!("{behind}: copy with `kg diag backup --copy-to`"))
     }
 }
 
-/// Returns a number of backups in words.
-pub fn backups(count: usize) -> String {
-    match count {
+/// Describes a second store that has lacked `missing` backups for longer than [`MAX_LAG`].
+pub fn behind(target: &Path, missing: usize, lag_ms: i64) -> Option<String> {
+    let lag_ms = u64::try_from(lag_ms).unwrap_or(0);
+    if missing == 0 || u128::from(lag_ms) <= MAX_LAG.as_millis() {
+        return None;
+    }
+    let backups = match missing {
         1 => "backup".into(),
         count => format!("{count} backups"),
-    }
+    };
+    Some(format!(
+        "{} lacks the newest {backups} of this project, for {}",
+        target.display(),
+        age(lag_ms)
+    ))
 }

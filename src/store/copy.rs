@@ -141,7 +141,7 @@ impl Counter<'_> {
 impl Store {
     /// Adds the sidecar to the archive of a copy that was killed, or that a user copied. A plain
     /// archive without a sidecar is completed by the next run of any command, but an encrypted one
-    /// is not, because nobody can read it without its key.
+    /// is not, because it cannot be read without its key.
     fn complete_copy(
         &self,
         lock: &StoreLock,

@@ -34,11 +34,8 @@ struct KnownStores {
 
 impl KnownStores {
     fn read(project: &Project) -> io::Result<Self> {
-        let text = match regular_file::open(&path(project)) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-                return Ok(KnownStores::none(project));
-            }
-            opened => regular_file::read(&opened?, MAX_BYTES)?,
+        let Some(text) = regular_file::read_unlinked(&path(project), MAX_BYTES)? else {
+            return Ok(KnownStores::none(project));
         };
         let held: KnownStores = serde_json::from_slice(&text)?;
         Ok(if held.project == path_digest(project.root()) {

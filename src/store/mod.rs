@@ -477,8 +477,7 @@ pub fn location(dir: &Path) -> Result<Option<Location>> {
     url.map(Location::parse).transpose()
 }
 
-/// Returns whether `dir` is the URL of an object store. One that is not valid is an error of
-/// whoever opens it.
+/// Returns whether `dir` is the URL of an object store. Opening one that is not valid is an error.
 pub fn is_remote(dir: &Path) -> bool {
     matches!(location(dir), Ok(Some(_)))
 }

@@ -87,6 +87,14 @@ pub fn read_if_there(path: &Path, most_bytes: u64) -> io::Result<Option<Vec<u8>>
     }
 }
 
+/// Works like [`read_if_there`], but does not follow a link at the end of the path.
+pub fn read_unlinked(path: &Path, most_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+    match open(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => read(&opened?, most_bytes).map(Some),
+    }
+}
+
 /// Opens a file of instructions for this process. Returns `None` if it does not exist.
 /// `KG_UNSAFE_FILE` if any user other than this one and root could have written it. Fails if it is
 /// larger than `most_bytes`.

@@ -24,6 +24,7 @@ use crate::{
     commands::{
         own_backups::own_among,
         prune::{self, PruneResult},
+        verify::duration_ms,
     },
     config::{
         Settings,
@@ -222,7 +223,7 @@ fn copy_unrecorded(
             result.warnings.extend(more);
         }
     }
-    result.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    result.duration_ms = duration_ms(began.elapsed());
     Ok(result)
 }
 

@@ -112,11 +112,9 @@ pub fn write(project: &Project, target: &Path, last: LastCopy) -> Result<()> {
 }
 
 fn read_all(project: &Project) -> io::Result<BTreeMap<String, LastCopy>> {
-    match regular_file::open(&path(project)) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-        opened => Ok(serde_json::from_slice(&regular_file::read(
-            &opened?, MAX_BYTES,
-        )?)?),
+    match regular_file::read_unlinked(&path(project), MAX_BYTES)? {
+        None => Ok(BTreeMap::new()),
+        Some(text) => Ok(serde_json::from_slice(&text)?),
     }
 }
 

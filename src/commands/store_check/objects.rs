@@ -336,10 +336,7 @@ impl Check {
             return self.report.skip("replace-changed", "replace");
         }
         // No state of the object has this version any more, whatever the service ignored before.
-        let stale = Version {
-            e_tag: Some("00000000000000000000000000000000".into()),
-            version: known.version.as_ref().map(|_| "1".into()),
-        };
+        let stale = known.outdated();
         let finding = match self.area.replace(OBJECT, SECOND.to_vec(), &stale) {
             Ok(_) if self.area.is_unconditional() => self.unconditional("refuses conditions"),
             Ok(Replaced::Changed) => Finding::works(),

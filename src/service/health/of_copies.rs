@@ -13,9 +13,8 @@ use crate::{
     error::Error,
     integrity::issue::{Issue, IssueCode, Part},
     project::Project,
-    service::copies::{MAX_LAG, backups},
+    service::copies,
     store::{Backup, Store},
-    util::age::age,
 };
 
 /// Compares the second store with the backups of the first one. Reads the list of the second store.
@@ -33,16 +32,7 @@ pub(super) fn of_copies(project: &Project, settings: &Settings, own: &[Backup]) 
 fn behind(target: &Path, own: &[Backup], copies: &[Backup]) -> Option<Issue> {
     let lag = Lag::of(own, Copied::newest(copies).as_ref());
     let now = Timestamp::now().as_millisecond();
-    let lag_ms = u64::try_from(now.saturating_sub(lag.since?)).unwrap_or(0);
-    if u128::from(lag_ms) <= MAX_LAG.as_millis() {
-        return None;
-    }
-    let message = format!(
-        "{} lacks the newest {} of this project, for {}",
-        target.display(),
-        backups(lag.missing),
-        age(lag_ms)
-    );
+    let message = copies::behind(target, lag.missing, now.saturating_sub(lag.since?))?;
     let remedy = "Copy with `kg diag backup --copy-to`; `kg diag backup --status` tells how the last \
                   copy ended";
     Some(issue(IssueCode::CopyBehind, message, remedy, target))
