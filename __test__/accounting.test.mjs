@@ -8,8 +8,9 @@ import { expect, test } from 'vitest';
 
 import { kg } from './support/processes.mjs';
 import { makeProject } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
-const json = ({ stdout }) => JSON.parse(stdout);
+const json = ({ stdout }) => resultOf(stdout);
 
 /** Changes the date of a backup. */
 function setBackupDate(backup, at) {

@@ -31,6 +31,7 @@ import {
   temporaryDirectory,
   withDatabase,
 } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const KILLS = 60;
 
@@ -208,7 +209,7 @@ test('kg pins, lists, unpins and deletes, with the exit status of each error', a
   expect((await diag('--list')).stdout).toMatch(
     new RegExp(`${incremental.id} .* \\[pinned: for the audit\\] round 1\n`),
   );
-  expect(JSON.parse((await diag('--list', '--json')).stdout)[0].pinned).toEqual({
+  expect(resultOf((await diag('--list', '--json')).stdout).backups[0].pinned).toEqual({
     reason: 'for the audit',
     at: expect.any(Number),
   });
@@ -216,16 +217,16 @@ test('kg pins, lists, unpins and deletes, with the exit status of each error', a
     status: 4,
     stderr: expect.stringContaining('KG_BACKUP_PINNED'),
   });
-  const unpinned = JSON.parse((await diag('--unpin', incremental.id, '--json')).stdout);
+  const unpinned = resultOf((await diag('--unpin', incremental.id, '--json')).stdout);
   expect([unpinned.id, unpinned.pinned]).toEqual([incremental.id, undefined]);
   const needed = await diag('--delete', full.id, '--json');
-  expect([needed.status, JSON.parse(needed.stdout).error.code]).toEqual([4, 'KG_BACKUP_NEEDED']);
+  expect([needed.status, resultOf(needed.stdout).error.code]).toEqual([4, 'KG_BACKUP_NEEDED']);
   expect(await diag('--delete', 'backup-20200101-000000')).toMatchObject({
     status: 4,
     stderr: expect.stringContaining('KG_BACKUP_NOT_FOUND'),
   });
   const deleted = await diag('--delete', full.id, '--cascade', '--json');
-  expect([deleted.status, JSON.parse(deleted.stdout)]).toEqual([
+  expect([deleted.status, resultOf(deleted.stdout)]).toEqual([
     0,
     { deleted: [incremental.id, full.id] },
   ]);
@@ -238,7 +239,7 @@ test('kg pins, lists, unpins and deletes, with the exit status of each error', a
     expect((await diag(...usage)).status, usage.join(' ')).toBe(2);
   }
   expect((await kg(['diag', 'backup', '--help'])).stdout).toMatch(
-    /--cascade\n[^]*Examples:[^]*kg diag backup --delete ID/,
+    /--cascade\n[^]*Examples:[^]*kg diag delete ID/,
   );
 });
 
@@ -390,14 +391,14 @@ describe('a backup that is consolidated from a chain', () => {
       kg() { timeout 60 "${kgPath}" "$@"; }
       kg diag backup --quiet --output "$disk"
       kg diag backup --quiet --output "$disk" --type incremental
-      id=$(kg diag backup --list --output "$disk" | grep -o '^backup-[0-9-]* *incremental' | cut -d' ' -f1)
+      id=$(kg diag list --backup-dir "$disk" | grep -o '^backup-[0-9-]* *incremental' | cut -d' ' -f1)
       before=$(df --output=used "$disk" | tail -1)
       head -c 1200000 /dev/zero > "$disk/other"
-      kg diag backup --consolidate "$id" --output "$disk" 2>&1 | grep -o KG_NO_SPACE
+      kg diag consolidate "$id" --backup-dir "$disk" 2>&1 | grep -o KG_NO_SPACE
       rm "$disk/other"
       test "$(df --output=used "$disk" | tail -1)" -le "$((before + 8))" && echo 'space given back'
-      kg diag backup --consolidate "$id" --output "$disk" | grep -o 'without a base'
-      kg diag backup --verify "$disk/latest.tar.gz" | grep -o 'as it was written'`;
+      kg diag consolidate "$id" --backup-dir "$disk" | grep -o 'without a base'
+      kg diag verify "$disk/latest.tar.gz" | grep -o 'as it was written'`;
     const output = run('unshare', [process.getuid() === 0 ? '-m' : '-rm', 'sh', '-ec', script], {
       cwd: root,
     })
@@ -420,7 +421,7 @@ describe('a backup that is consolidated from a chain', () => {
     const { stdout } = await kg([...args, '--json'], { cwd: root });
     // Later runs shorten this if the first one was slowed by other processes.
     let takesMs = performance.now() - began;
-    await manager.deleteBackup(JSON.parse(stdout).id);
+    await manager.deleteBackup(resultOf(stdout).id);
     const seen = { interrupted: 0, atWork: 0, done: 0 };
     for (let n = 0; n < KILLS; n += 1) {
       const child = spawn(kgPath, [...args, '--quiet'], { cwd: root, stdio: 'ignore' });
@@ -458,7 +459,7 @@ describe('a backup that is consolidated from a chain', () => {
     const { root, backups, made } = await chain(2);
     const args = ['diag', 'backup', '--output', backups, '--consolidate', made[1].id];
     const created = await kg([...args, '--json', '--level', '1'], { cwd: root });
-    expect([created.status, JSON.parse(created.stdout)]).toMatchObject([
+    expect([created.status, resultOf(created.stdout)]).toMatchObject([
       0,
       { type: 'full', consolidatedFrom: made[1].id },
     ]);
@@ -493,12 +494,12 @@ describe('the length of a chain', () => {
       warnings: [],
     });
     const args = ['diag', 'backup', '--type', 'incremental', '--output', backups, '--json'];
-    expect(JSON.parse((await kg([...args, '--max-chain', '4'], { cwd: root })).stdout).type).toBe(
+    expect(resultOf((await kg([...args, '--max-chain', '4'], { cwd: root })).stdout).type).toBe(
       'incremental',
     );
-    expect(
-      JSON.parse((await kg([...args, '--max-chain', '4'], { cwd: root })).stdout),
-    ).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
+    expect(resultOf((await kg([...args, '--max-chain', '4'], { cwd: root })).stdout)).toMatchObject(
+      { type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] },
+    );
     expect((await manager.listBackups())[0].type).toBe('full');
     expect((await kg([...args, '--max-chain', '0'], { cwd: root })).status).toBe(2);
     expect(() => createBackupManager({ projectRoot: root, maxChainLength: 0 })).toThrow(

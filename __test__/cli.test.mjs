@@ -17,6 +17,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, repository, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 /** Makes a project and a `kg` that runs inside it. */
 function setUp(options) {
@@ -53,16 +54,16 @@ describe('kg diag backup', () => {
 
   test('--json prints the result of the API, --quiet prints nothing', async () => {
     const { kg } = setUp();
-    const made = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
+    const made = resultOf((await kg('diag', 'backup', '--json')).stdout);
     expect(made).toMatchObject({ type: 'full', contents: { database: true }, warnings: [] });
     expect(await kg('diag', 'backup', '--quiet', '--type', 'snapshot')).toMatchObject({
       status: 0,
       stdout: '',
       stderr: '',
     });
-    const listed = JSON.parse((await kg('diag', 'backup', '--list', '--json')).stdout);
+    const { backups: listed } = resultOf((await kg('diag', 'backup', '--list', '--json')).stdout);
     expect(listed.map((backup) => backup.type)).toEqual(['snapshot', 'full']);
-    const status = JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout);
+    const status = resultOf((await kg('diag', 'backup', '--status', '--json')).stdout);
     expect(status).toMatchObject({ count: 2, latest: { id: listed[0].id } });
   });
 
@@ -82,7 +83,7 @@ describe('kg diag backup', () => {
   test('--include-vectors, --no-vectors, --no-plugins and --exclude select the content', async () => {
     const { kg } = setUp();
     const contents = async (...args) =>
-      JSON.parse((await kg('diag', 'backup', '--json', ...args)).stdout).contents;
+      resultOf((await kg('diag', 'backup', '--json', ...args)).stdout).contents;
     expect(await contents('--type', 'full', '--include-vectors')).toMatchObject({
       vectors: true,
       plugins: true,
@@ -117,7 +118,7 @@ describe('kg diag backup', () => {
       '--json',
     );
     expect(again).toBe(5);
-    expect(JSON.parse(json)).toMatchObject({ valid: false });
+    expect(resultOf(json)).toMatchObject({ valid: false });
   });
 });
 
@@ -137,7 +138,7 @@ describe('kg diag restore', () => {
 
   test('accepts a path, latest, the name of the link or an id, and restores into another directory', async () => {
     const { kg, root } = setUp();
-    const { id, path: file } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
+    const { id, path: file } = resultOf((await kg('diag', 'backup', '--json')).stdout);
     for (const reference of [file, 'latest', 'latest.tar.gz', id]) {
       const target = temporaryDirectory();
       expect(await kg('diag', 'restore', '--file', reference, '--target', target)).toMatchObject({
@@ -249,7 +250,7 @@ describe('exit status and errors', () => {
     const { kg } = setUp();
     const { stdout, status } = await kg('diag', 'restore', '--file', 'latest', '--json');
     expect(status).toBe(4);
-    expect(JSON.parse(stdout).error).toMatchObject({
+    expect(resultOf(stdout).error).toMatchObject({
       code: 'KG_NO_BACKUPS',
       remedy: expect.any(String),
     });
@@ -308,7 +309,7 @@ test('a closed pipe neither panics nor harms the backup', async () => {
   });
   expect(status).toBe(0);
   const listed = await kg(['diag', 'backup', '--list', '--output', 'b', '--json'], { cwd: root });
-  expect(JSON.parse(listed.stdout)).toHaveLength(1);
+  expect(resultOf(listed.stdout).backups).toHaveLength(1);
   expect(await kg(['diag', 'backup', '--verify', 'b/latest.tar.gz'], { cwd: root })).toMatchObject({
     status: 0,
   });

@@ -17,6 +17,7 @@ import { describe, expect, test } from 'vitest';
 
 import { kg, kgPath, run } from './support/processes.mjs';
 import { makeProject } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 function setUp() {
   const project = makeProject();
@@ -41,7 +42,7 @@ describe('kg config', () => {
       kg config set backup.schedule "0 2 * * *"
       kg config set backup.retention 30
       kg config set backup.maxBackups 5
-      kg diag backup --status`,
+      kg diag status`,
       ],
       { cwd: root },
     );
@@ -128,7 +129,7 @@ describe('kg config', () => {
     expect((await kg('config', 'show')).stdout).toBe(
       'backup.schedule = @daily\nbackup.excludePatterns = ["*.tmp","cache/"]\n',
     );
-    expect(JSON.parse((await kg('config', 'show', '--json')).stdout)).toEqual({
+    expect(resultOf((await kg('config', 'show', '--json')).stdout)).toEqual({
       'backup.schedule': '@daily',
       'backup.excludePatterns': ['*.tmp', 'cache/'],
     });
@@ -201,7 +202,7 @@ describe('settings', () => {
     const { kg, file } = setUp();
     await kg('diag', 'backup');
     const health = async () =>
-      JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
+      resultOf((await kg('diag', 'backup', '--status', '--json')).stdout).health;
     expect(await health()).toEqual({ ok: true, messages: [] });
     writeFileSync(file, '{"backup": {"enabled": true, "schedule": "0 2 * * *"');
     expect(await health()).toMatchObject({
@@ -219,7 +220,7 @@ describe('settings', () => {
       includeVectors: 'false',
       maxBackups: '3',
     });
-    const first = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
+    const first = resultOf((await kg('diag', 'backup', '--json')).stdout);
     expect(first).toMatchObject({ type: 'full', contents: { vectors: false, plugins: true } });
     expect(first.path).toMatch(/\/project\/saved\/kg-backup-.*\.tar$/);
     const manager = createBackupManager({ projectRoot: root });
@@ -251,7 +252,7 @@ describe('settings', () => {
     expect(backup).toMatchObject({ type: 'full', contents: { vectors: true } });
     expect(backup.path).toMatch(/\/backups\/kg-backup-.*\.tar\.gz$/);
     const args = ['--type', 'full', '--include-vectors', '--output', 'other', '--level', '1'];
-    const made = JSON.parse((await kg('diag', 'backup', '--json', ...args)).stdout);
+    const made = resultOf((await kg('diag', 'backup', '--json', ...args)).stdout);
     expect(made).toMatchObject({ type: 'full', contents: { vectors: true } });
     expect(made.path).toMatch(/\/other\/kg-backup-.*\.tar\.gz$/);
   });
@@ -263,7 +264,7 @@ describe('settings', () => {
       '{"database":{"path":".kg/knowledge.db"},"backup":{"maxBackups":"one","type":"partial"}}',
     );
     for (const made of [
-      JSON.parse((await kg('diag', 'backup', '--json')).stdout),
+      resultOf((await kg('diag', 'backup', '--json')).stdout),
       await createBackupManager({ projectRoot: root }).createBackup(),
     ]) {
       expect(made.type).toBe('full');

@@ -4,6 +4,7 @@ import { startAzurite } from './support/azurite.mjs';
 import { conformance } from './support/conformance.mjs';
 import { kg } from './support/processes.mjs';
 import { temporaryDirectory } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const { store, setUp } = conformance('Azure Blob Storage, as Azurite has it', startAzurite, {
   pageSize: 5000,
@@ -22,7 +23,7 @@ test('a check of the store proves what Azure can, and leaves nothing', async () 
       ['diag', 'store', '--check', store().url('stores/check'), '--json'],
       { cwd: temporaryDirectory(), env: { ...process.env, ...store().env, ...env } },
     );
-    const report = JSON.parse(stdout);
+    const report = resultOf(stdout);
     const other = report.operations?.filter(({ outcome }) => outcome !== 'works');
     return { status, report, other: other?.map(({ name, outcome }) => `${name}: ${outcome}`) };
   };

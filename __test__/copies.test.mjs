@@ -17,6 +17,7 @@ import { describe, expect, test } from 'vitest';
 
 import { kg, run } from './support/processes.mjs';
 import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const configure = (root, config) =>
   writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: config } }));
@@ -95,7 +96,7 @@ describe('a copy', () => {
       for (const args of [['health'], ['health', '--check-db'], ['integrity']]) {
         const { status, stdout } = await kg(['diag', ...args, '--project', copy, '--json']);
         expect([args, status]).toEqual([args, 3]);
-        const { issues, checked } = JSON.parse(stdout);
+        const { issues, checked } = resultOf(stdout);
         const [issue] = issues.filter(({ code }) => code === 'KG_ISSUE_DATABASE_OUTSIDE');
         expect(issue).toMatchObject({ severity: 'error', message: expect.stringContaining(root) });
         expect(checked.nodes).toBe(0);
@@ -128,7 +129,7 @@ describe('a copy', () => {
         path.join(root, '../of-copy'),
         '--json',
       ]);
-      const warnings = JSON.parse(backup.stdout).warnings.filter(
+      const warnings = resultOf(backup.stdout).warnings.filter(
         ({ code }) => code === 'KG_WARN_CONFIG',
       );
       expect(warnings.map(({ message }) => message).join()).toContain('another project');
@@ -181,7 +182,7 @@ describe('a database outside every project', () => {
   test('is checked with a warning, and repaired if the call names it', async () => {
     const { root, database, backups } = await outside();
     const { stdout } = await kg(['diag', 'integrity', '--project', root, '--json']);
-    const [issue] = JSON.parse(stdout).issues.filter(
+    const [issue] = resultOf(stdout).issues.filter(
       ({ code }) => code === 'KG_ISSUE_DATABASE_OUTSIDE',
     );
     expect(issue).toMatchObject({ severity: 'warning' });
@@ -203,7 +204,7 @@ describe('a database outside every project', () => {
       '--json',
     ]);
     expect(named).toMatchObject({ status: 0 });
-    expect(JSON.parse(named.stdout).repair).toMatchObject({ fixed: 1, safetyBackup: {} });
+    expect(resultOf(named.stdout).repair).toMatchObject({ fixed: 1, safetyBackup: {} });
     expect(orphans(database)).toBe(0);
   });
 

@@ -26,6 +26,7 @@ import {
   temporaryDirectory,
   withDatabase,
 } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 let server;
 beforeAll(async () => {
@@ -381,7 +382,7 @@ describe('bad input', () => {
     expect(warnings.map(({ message }) => message).join()).toContain('3 backups in');
     const args = ['diag', 'backup', '--output', backups, '--copy-to', target, '--json'];
     const { stdout } = await kg(args, { cwd: temporaryDirectory() });
-    expect(ids(JSON.parse(stdout).copied)).toEqual(ids(made));
+    expect(ids(resultOf(stdout).copied)).toEqual(ids(made));
   });
 
   test('such as a source that lost its backups warns and removes no copy', async () => {
@@ -413,7 +414,7 @@ describe('the settings', () => {
     expect((await set('backup.dir', manager.backupDir)).status).toBe(0);
     const { status, stdout } = await kg(['diag', 'backup', '--copy-to', '--json'], { cwd: root });
     expect(status).toBe(0);
-    expect(JSON.parse(stdout)).toMatchObject({ target, copied: [{ type: 'full' }] });
+    expect(resultOf(stdout)).toMatchObject({ target, copied: [{ type: 'full' }] });
     expect(await open(target).listBackups()).toHaveLength(1);
     const elsewhere = `${target}-2`;
     await kg(['diag', 'backup', '--copy-to', elsewhere], { cwd: root });

@@ -30,7 +30,7 @@ test('a backup that does not fit leaves the earlier ones and frees its space', (
      echo "made $made"
      grep -o KG_NO_SPACE "$disk/said"
      test "$(used)" -le "$((before + 8))" && echo 'space given back'
-     kg diag backup --verify "$disk/b/latest.tar" | grep -o 'as it was written'
+     kg diag verify "$disk/b/latest.tar" | grep -o 'as it was written'
      ls -A "$disk/b" | grep -c -e partial -e snapshot || true`,
   );
   expect(output).toEqual([

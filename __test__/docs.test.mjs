@@ -8,6 +8,7 @@ import { describe, expect, test } from 'vitest';
 
 import { kgPath, repository, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const read = (file) => readFileSync(path.join(repository, file), 'utf8');
 const own = [
@@ -44,7 +45,7 @@ describe('the commands between the blocks of docs/guide/recovery.md run', () => 
     kg('diag', 'backup');
     kg('diag', 'restore', '--file', 'latest');
     withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
-    const { repair } = JSON.parse(kg('diag', 'repair', '--auto', '--json'));
+    const { repair } = resultOf(kg('diag', 'repair', '--auto', '--json'));
     const bin = temporaryDirectory();
     symlinkSync(kgPath, path.join(bin, 'kg'));
     const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };

@@ -20,6 +20,7 @@ import { describe, expect, test } from 'vitest';
 
 import { kg, kgPath, repository, run } from './support/processes.mjs';
 import { contents, makeProject, pageCache, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const PASSPHRASE = 'correct horse battery staple';
 
@@ -694,7 +695,7 @@ describe('on the command line', () => {
     expect(await manager.verifyBackup('latest')).toBe(true);
     expect((await manager.createBackup({ encrypt: false })).encrypted).toBeUndefined();
     withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
-    const { safetyBackup } = JSON.parse(
+    const { safetyBackup } = resultOf(
       (await kg(['diag', 'repair', '--auto', '--json'], { cwd: root })).stdout,
     ).repair;
     expect(safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
@@ -748,7 +749,7 @@ describe('on the command line', () => {
         (await backup('--recipient', recipient, '--output', path.join(root, dir))).stdout,
       ).toContain('.enc.tar.gz');
     }
-    const { lastFailure } = JSON.parse(
+    const { lastFailure } = resultOf(
       (await kg(['diag', 'backup', '--status', '--json'], { cwd: root })).stdout,
     );
     expect(lastFailure.error.code).toBe('KG_KEY_INVALID');
@@ -765,7 +766,7 @@ describe('on the command line', () => {
       }),
     );
     const at = (args, env) => kg(['diag', ...args], { cwd: root, env: { ...process.env, ...env } });
-    const json = async (...args) => JSON.parse((await at(...args)).stdout);
+    const json = async (...args) => resultOf((await at(...args)).stdout);
     const opens = async (id) =>
       Promise.all(
         [identityFile, other].map(
@@ -844,6 +845,6 @@ describe('on the command line', () => {
         cwd: root,
       },
     );
-    expect(JSON.parse(repairResult.stdout).repair.safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
+    expect(resultOf(repairResult.stdout).repair.safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
   });
 });

@@ -17,6 +17,7 @@ import { callsOf, failing, killed, torn } from './support/faults.mjs';
 import { count } from './support/figures.mjs';
 import { kgPath, run } from './support/processes.mjs';
 import { integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const ALL = Boolean(process.env.KG_TEST_LONG);
 /** The number of values of k that are drawn for each call and error. */
@@ -86,7 +87,7 @@ function faults(args, root) {
 }
 
 const kg = (root, ...args) => run(kgPath, ['diag', ...args], { cwd: root });
-const json = (root, ...args) => JSON.parse(kg(root, ...args, '--json'));
+const json = (root, ...args) => resultOf(kg(root, ...args, '--json'));
 
 /** Returns the titles in the graph and the theme of a project. Fails if the database is damaged. */
 function stateOf(root) {
@@ -216,7 +217,7 @@ describe('while a system call fails', () => {
           expect([status, stderr, added]).toEqual([
             status,
             stderr,
-            isThere ? [JSON.parse(stdout).id] : [],
+            isThere ? [resultOf(stdout).id] : [],
           ]);
         const next = json(root, 'backup');
         expect(states).toContain(stateOf(root));

@@ -20,6 +20,7 @@ import { failing } from './support/faults.mjs';
 import { kgPath, run } from './support/processes.mjs';
 import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 import { isRoot } from './support/users.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const refusals = (warnings) => warnings.filter(({ message }) => /refuses to sync/.test(message));
 
@@ -44,7 +45,7 @@ describe('a file system that cannot sync directories', () => {
           ...stderr.matchAll(/refuses to sync/g),
         ];
         expect({ args, stderr, mentions: mentions.length }).toEqual({ args, stderr, mentions: 1 });
-        return JSON.parse(stdout);
+        return resultOf(stdout);
       };
       const backup = json(['backup', '--output', backups]);
       expect(refusals(backup.warnings)).toEqual([
@@ -83,7 +84,7 @@ describe('a file system that cannot sync directories', () => {
         { cwd: root, when },
       );
       expect(status).toBe(0);
-      for (const { message } of refusals(JSON.parse(stdout).warnings)) {
+      for (const { message } of refusals(resultOf(stdout).warnings)) {
         const [, dir] = message.match(
           /The file system of (.*?)(?: and \d+ more directories)? refuses/,
         );
@@ -148,7 +149,7 @@ test('if links, modes or times cannot be set, a restore warns and is complete', 
       { cwd: root },
     );
     expect(status).toBe(0);
-    const { warnings } = JSON.parse(stdout);
+    const { warnings } = resultOf(stdout);
     expect(warnings.map(({ code }) => code)).toEqual(['KG_WARN_ATTRIBUTES']);
     expect(warnings[0].message).toContain(` of files in ${target}/.kg`);
     expect(warnings[0].message).not.toContain('restore-staging');
@@ -257,7 +258,7 @@ test('a store on a file system without links works, with a warning instead of th
     cwd: root,
   });
   expect(made).toMatchObject({ status: 0, stderr: '' });
-  expect(JSON.parse(made.stdout).warnings).toEqual([
+  expect(resultOf(made.stdout).warnings).toEqual([
     { code: 'KG_WARN_STORE', message: expect.stringContaining('name `latest` instead') },
   ]);
   expect(

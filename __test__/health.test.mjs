@@ -9,6 +9,7 @@ import { expect, onTestFinished, test } from 'vitest';
 import { kg } from './support/processes.mjs';
 import { makeProject, withDatabase } from './support/project.mjs';
 import { isRoot, projectOf } from './support/users.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 function setUp(backup) {
   const { root, database } = makeProject();
@@ -18,7 +19,7 @@ function setUp(backup) {
   );
   const health = async (...args) => {
     const { status, stdout } = await kg(['diag', 'health', '--json', ...args], { cwd: root });
-    const health = JSON.parse(stdout);
+    const health = resultOf(stdout);
     return { status, ...health, codes: health.issues.map(({ code }) => code) };
   };
   return { root, database, health, kg: (...args) => kg(args, { cwd: root }) };
@@ -27,17 +28,17 @@ function setUp(backup) {
 test('health, drill and the safety backup of a repair use the configured directory', async () => {
   const { root, health, kg, database } = setUp({ dir: '../elsewhere' });
   const dir = path.join(root, '../elsewhere');
-  const { id } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
+  const { id } = resultOf((await kg('diag', 'backup', '--json')).stdout);
   expect(await health()).toMatchObject({
     status: 0,
     backups: { backupDir: dir, count: 1, newestGood: id },
   });
-  expect(JSON.parse((await kg('diag', 'drill', '--json')).stdout)).toMatchObject({
+  expect(resultOf((await kg('diag', 'drill', '--json')).stdout)).toMatchObject({
     id,
     passed: true,
   });
   withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
-  const { repair } = JSON.parse((await kg('diag', 'repair', '--auto', '--json')).stdout);
+  const { repair } = resultOf((await kg('diag', 'repair', '--auto', '--json')).stdout);
   expect(path.dirname(repair.safetyBackup.path)).toBe(dir);
   // A directory in the arguments overrides the settings.
   expect(await health('--backup-dir', 'none')).toMatchObject({
@@ -117,7 +118,7 @@ test('a schedule without a service is a warning, but not if it is disabled', asy
     codes: expect.arrayContaining(['KG_ISSUE_SERVICE_STOPPED']),
   });
   expect((await run('diag', 'health')).stdout).toMatch(/^Service {3}does not run$/m);
-  const { service } = JSON.parse((await run('serve', '--all', '--json')).stdout);
+  const { service } = resultOf((await run('serve', '--all', '--json')).stdout);
   const served = await health();
   expect(served).toMatchObject({
     status: 0,

@@ -24,6 +24,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { kg, kgPath, repository, run, until } from './support/processes.mjs';
 import { fingerprint, makeProject, temporaryDirectory } from './support/project.mjs';
 import { deadUrl, startReceiver } from './support/receiver.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 /** Makes a project with these hooks in its hooks file. */
 function setUp(hooks, { nodes = 20, ...backup } = {}) {
@@ -91,7 +92,7 @@ describe('after a backup', () => {
     });
     const { status, stdout, stderr } = await backup('--json', '--description', 'by hand');
     expect([status, stderr]).toEqual([0, '']);
-    const made = JSON.parse(stdout);
+    const made = resultOf(stdout);
     expect(receiver.got.map(({ method, path }) => `${method} ${path}`).sort()).toEqual([
       'GET /beat',
       'GET /beat/start',
@@ -245,7 +246,7 @@ describe('a webhook', () => {
       retries: 1,
     });
     const { status, stdout, stderr } = await backup('--json');
-    expect([status, JSON.parse(stdout).id]).toEqual([0, expect.stringContaining('backup-')]);
+    expect([status, resultOf(stdout).id]).toEqual([0, expect.stringContaining('backup-')]);
     expect(stderr).toMatch(/could not be called: .*refused.*, 2 times \[KG_WARN_HOOK\]/);
     expect(stderr).not.toMatch(/hidden|nobody/);
   });
@@ -379,7 +380,7 @@ describe('a hook that hangs', () => {
       /`backup\.hooks\.onSuccess\.command` failed: was killed after 6 s: waiting \[KG_WARN_HOOK\]/,
     );
     expect(warned).toMatch(/`backup\.hooks\.onSuccess\.url` failed: .* did not answer in time/);
-    const { hookFailures } = JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout);
+    const { hookFailures } = resultOf((await kg('diag', 'backup', '--status', '--json')).stdout);
     expect(hookFailures.map(({ hook }) => hook).sort()).toEqual([
       'backup.hooks.onSuccess.command',
       'backup.hooks.onSuccess.url',
@@ -537,7 +538,7 @@ describe('kg config', () => {
     );
     const bad = await kg('config', 'test-hooks', '--json');
     expect(bad.status).toBe(1);
-    expect(JSON.parse(bad.stdout).hooks).toMatchObject([
+    expect(resultOf(bad.stdout).hooks).toMatchObject([
       { hook: 'backup.hooks.onFailure.command', ok: false, said: 'ended with status 1' },
       { ok: true },
     ]);
@@ -559,7 +560,7 @@ describe('kg config', () => {
       retries: 0,
     });
     const failures = async () =>
-      JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout)
+      resultOf((await kg('diag', 'backup', '--status', '--json')).stdout)
         .hookFailures.map(({ hook }) => hook)
         .sort();
     await kg('config', 'test-hooks');
@@ -635,7 +636,7 @@ describe('a hooks file', () => {
 
   test('is in no backup, and no restore or undo touches it', async () => {
     const { root, kg, backup, file, at } = setUp({ heartbeat: 'http://127.0.0.1:9/', retries: 0 });
-    const { path: archive } = JSON.parse((await backup('--json')).stdout);
+    const { path: archive } = resultOf((await backup('--json')).stdout);
     expect(run('tar', ['-tzf', archive])).not.toContain('hooks');
     const written = readFileSync(file, 'utf8');
     for (const how of [[], ['--config-only'], ['--db-only']]) {

@@ -22,6 +22,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { makeProject, withDatabase } from './support/project.mjs';
 import { isRoot, notOwnedBy, projectOf } from './support/users.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const OWNER = 1001;
 /** The number of times that root runs each command while the owner swaps. */
@@ -216,7 +217,7 @@ describe.runIf(isRoot)('a link of the owner does not lead root out of the projec
     link('cache');
     const made = asRoot('diag', 'backup', '--output', backups, '--json');
     expect(made.status).toBe(0);
-    expect(JSON.parse(made.stdout).warnings).toContainEqual(
+    expect(resultOf(made.stdout).warnings).toContainEqual(
       expect.objectContaining({
         message: expect.stringContaining('is a link of user 1001, which is not followed'),
       }),
@@ -408,7 +409,7 @@ test.runIf(isRoot)(
   () => {
     const { asRoot, root, run, at, executable, base } = setUp({ nodes: 300 });
     const store = path.join(base, 'store');
-    const { id } = JSON.parse(asRoot('diag', 'backup', '--json').stdout);
+    const { id } = resultOf(asRoot('diag', 'backup', '--json').stdout);
     expect(asRoot('diag', 'backup', '--output', store).status).toBe(0);
     const log = path.join(base, 'strace');
     const calls =
@@ -510,7 +511,7 @@ describe.runIf(isRoot)(
         run(['chown', '-R', `${OWNER}:${OWNER}`, root]);
         const store = path.join(base, 'store');
         expect(asRoot('diag', 'backup', '--output', store).status).toBe(0);
-        const { id } = JSON.parse(asRoot('diag', 'backup', '--json').stdout);
+        const { id } = resultOf(asRoot('diag', 'backup', '--json').stdout);
         const before = everything(mine);
 
         const swaps = `

@@ -11,6 +11,7 @@ import { afterEach, expect, test } from 'vitest';
 
 import { kg, until } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const started = new Set();
 afterEach(async () => {
@@ -34,8 +35,7 @@ async function setUp(backup = NIGHTLY, options = {}) {
         backup: { dir: '../backups', listen: 0, ...settings },
       }),
     );
-  const listening = async () =>
-    JSON.parse((await run('serve', '--status', '--json')).stdout).listen;
+  const listening = async () => resultOf((await run('serve', '--status', '--json')).stdout).listen;
   const ask = async (where, options) =>
     fetch(`http://${(await listening()).address}${where}`, options);
   const isReady = async () => (await ask('/readyz')).status === 200;
@@ -310,12 +310,12 @@ test('clients that never finish their requests are disconnected, and delay no ba
 
 test('a restore of older settings names its changes, and a service that became idle is reported everywhere', async () => {
   const { ask, begin, configure, kg } = await setUp({});
-  const { id } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
+  const { id } = resultOf((await kg('diag', 'backup', '--json')).stdout);
   configure({ ...NIGHTLY, maxBackups: 3 });
   await begin();
   await until(async () => (await ask('/readyz')).status === 200, 'readiness');
 
-  const restored = JSON.parse(
+  const restored = resultOf(
     (await kg('diag', 'restore', '--file', id, '--config-only', '--yes', '--json')).stdout,
   );
   const changed = restored.warnings.filter(({ code }) => code === 'KG_WARN_SETTINGS_CHANGED');
@@ -339,7 +339,7 @@ test('a restore of older settings names its changes, and a service that became i
   expect((await kg('serve', '--status')).stdout).toMatch(
     /^ {2}warning {3}no backups are made: `kg config set backup.enabled true`$/m,
   );
-  const { issues } = JSON.parse((await kg('diag', 'health', '--json')).stdout);
+  const { issues } = resultOf((await kg('diag', 'health', '--json')).stdout);
   expect(issues).toContainEqual(
     expect.objectContaining({
       code: 'KG_ISSUE_SERVICE_IDLE',
@@ -348,7 +348,7 @@ test('a restore of older settings names its changes, and a service that became i
     }),
   );
 
-  const undone = JSON.parse((await kg('diag', 'restore', '--undo', '--yes', '--json')).stdout);
+  const undone = resultOf((await kg('diag', 'restore', '--undo', '--yes', '--json')).stdout);
   expect(undone.warnings).toContainEqual(
     expect.objectContaining({
       code: 'KG_WARN_SETTINGS_CHANGED',

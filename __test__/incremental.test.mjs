@@ -31,6 +31,7 @@ import {
   temporaryDirectory,
   withDatabase,
 } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 function setUp(options, config) {
   const project = makeProject({ nodes: 3000, ...options });
@@ -276,7 +277,7 @@ describe('a base', () => {
       ],
       { cwd: root },
     );
-    expect(JSON.parse(made.stdout)).toMatchObject({ type: 'incremental', basedOn: first.id });
+    expect(resultOf(made.stdout)).toMatchObject({ type: 'incremental', basedOn: first.id });
   });
 
   test('that does not exist, is of another project, or does not fit the type is an error', async () => {

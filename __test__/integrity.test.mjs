@@ -34,6 +34,7 @@ import {
   temporaryDirectory,
   withDatabase,
 } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const codes = ({ issues }) => issues.map((issue) => issue.code);
 
@@ -531,7 +532,7 @@ describe('freshness', () => {
     expect(await check()).toBe(true);
     rmSync(full.path);
     expect(await check()).toBe(false);
-    const health = JSON.parse(
+    const health = resultOf(
       (await kg(['diag', 'health', '--json', '--backup-dir', backups], { cwd: root })).stdout,
     );
     expect(health.issues.find((issue) => issue.code === 'KG_ISSUE_BACKUP_CHAIN').count).toBe(2);
@@ -553,7 +554,7 @@ describe('kg', () => {
     const { root, database } = makeProject();
     const health = async (...args) => {
       const { status, stdout } = await kg(['diag', 'health', '--json', ...args], { cwd: root });
-      return { status, ...JSON.parse(stdout) };
+      return { status, ...resultOf(stdout) };
     };
     expect(await health()).toMatchObject({ status: 0, healthy: true, backups: { count: 0 } });
     expect(codes(await health())).toContain('KG_ISSUE_BACKUP_NONE');
@@ -588,7 +589,7 @@ describe('kg', () => {
     const unusable = await kg(['diag', 'health', '--json', '--backup-dir', 'file/below'], {
       cwd: root,
     });
-    expect([unusable.status, codes(JSON.parse(unusable.stdout))]).toEqual([
+    expect([unusable.status, codes(resultOf(unusable.stdout))]).toEqual([
       4,
       expect.arrayContaining(['KG_ISSUE_BACKUP_DIR']),
     ]);
@@ -611,7 +612,7 @@ describe('kg', () => {
     child.kill('SIGINT');
     expect((await once(child, 'exit'))[0]).toBe(130);
     for (const line of reports.trim().split('\n').slice(0, 2))
-      expect(JSON.parse(line)).toMatchObject({ healthy: true });
+      expect(resultOf(line)).toMatchObject({ healthy: true });
   });
 
   test('diag integrity lists problems, diag repair shows its plan, and --auto carries it out', async () => {
@@ -644,7 +645,7 @@ describe('kg', () => {
       status: 0,
       stdout: expect.stringMatching(/^Saved before the repair: .*\n[^]*4 fixed, 0 failed/),
     });
-    const again = JSON.parse(
+    const again = resultOf(
       (await kg(['diag', 'integrity', '--repair', '--json'], { cwd: root })).stdout,
     );
     expect(again.repair).toMatchObject({ fixed: 0, actions: [] });
@@ -678,9 +679,9 @@ describe('kg', () => {
     });
     const bytes = readFileSync(database);
     writeFileSync(database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
-    const { id } = JSON.parse((await kg(['diag', 'backup', '--json'], { cwd: root })).stdout);
+    const { id } = resultOf((await kg(['diag', 'backup', '--json'], { cwd: root })).stdout);
     const failed = await kg(['diag', 'drill', '--file', id, '--json'], { cwd: root });
-    expect([failed.status, JSON.parse(failed.stdout).passed]).toEqual([5, false]);
+    expect([failed.status, resultOf(failed.stdout).passed]).toEqual([5, false]);
   });
 
   test('a restored copy passes the monthly test of the guide, and Level 1 ends healthy', async () => {

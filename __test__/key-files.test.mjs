@@ -10,6 +10,7 @@ import { describe, expect, test } from 'vitest';
 
 import { kg as runKg, kgPath, run } from './support/processes.mjs';
 import { makeProject } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 /** Makes a project with an identity next to it. Recipients are fast, unlike passphrases. */
 function setUp() {
@@ -41,7 +42,7 @@ describe('a key that others have', () => {
     });
     const backup = await manager.createBackup();
     const key = ['--identity', identityFile];
-    const json = async (...args) => JSON.parse((await kg(...args, ...key, '--json')).stdout);
+    const json = async (...args) => resultOf((await kg(...args, ...key, '--json')).stdout);
     const target = path.join(base, `target-${Math.random()}`);
     return {
       backup: exposed(backup),
@@ -180,7 +181,7 @@ describe('a key that others have', () => {
       path.join(root, '.kg/config.json'),
       JSON.stringify({ backup: { encrypt: true, passphraseFile: '../key' } }),
     );
-    expect(exposed(JSON.parse((await kg('backup', '--json')).stdout))).toHaveLength(1);
+    expect(exposed(resultOf((await kg('backup', '--json')).stdout))).toHaveLength(1);
   });
 });
 

@@ -20,6 +20,7 @@ import { describe, expect, test } from 'vitest';
 
 import { kg } from './support/processes.mjs';
 import { makeProject, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const DAY = 24 * 60 * 60 * 1000;
 const nodes = (file) =>
@@ -71,7 +72,7 @@ describe('a backup with a future date', () => {
     const { stdout } = await kg(['diag', 'health', '--backup-dir', backups, '--json'], {
       cwd: root,
     });
-    expect(JSON.parse(stdout).issues).toContainEqual(
+    expect(resultOf(stdout).issues).toContainEqual(
       expect.objectContaining({
         code: 'KG_ISSUE_BACKUP_OLD',
         message: expect.stringContaining('dated in the future'),
@@ -95,7 +96,7 @@ describe('retention keeps content that the newest backup lacks', () => {
       ['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--config-only', '--json'],
       { cwd: root },
     );
-    expect(JSON.parse(restored.stdout)).toMatchObject({ id: full.id });
+    expect(resultOf(restored.stdout)).toMatchObject({ id: full.id });
     expect(readFileSync(path.join(root, '.kg/config.json'), 'utf8')).toContain('dark');
     const lacking = await kg(
       ['diag', 'restore', '--file', snapshot.id, '--backup-dir', backups, '--config-only'],
@@ -172,7 +173,7 @@ describe('projects that share a backup directory', () => {
       ['diag', 'prune', '--output', backups, '--max-backups', '1', '--json'],
       { cwd: path.dirname(backups) },
     );
-    expect(JSON.parse(stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
+    expect(resultOf(stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
       [second.id, true],
       [first.id, true],
     ]);
@@ -183,7 +184,7 @@ describe('projects that share a backup directory', () => {
     const pruned = await kg(['diag', 'prune', '--output', mixed, '--max-backups', '1', '--json'], {
       cwd: path.dirname(mixed),
     });
-    expect(JSON.parse(pruned.stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
+    expect(resultOf(pruned.stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
       [newest.id, true],
       [other.id, true],
       [oldest.id, false],
@@ -197,14 +198,14 @@ describe('projects that share a backup directory', () => {
       ['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'],
       { cwd: a.root },
     );
-    expect(JSON.parse(own.stdout)).toMatchObject({ id: first.id, warnings: [] });
+    expect(resultOf(own.stdout)).toMatchObject({ id: first.id, warnings: [] });
     const elsewhere = path.join(a.root, '../elsewhere');
     mkdirSync(elsewhere);
     const other = await kg(
       ['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'],
       { cwd: elsewhere },
     );
-    expect(JSON.parse(other.stdout)).toMatchObject({
+    expect(resultOf(other.stdout)).toMatchObject({
       filesReplaced: 0,
       warnings: [{ code: 'KG_WARN_OTHER_PROJECT' }],
     });
@@ -225,7 +226,7 @@ describe('projects that share a backup directory', () => {
       ],
       { cwd: outside },
     );
-    expect(JSON.parse(targeted.stdout)).toMatchObject({ id: first.id, warnings: [] });
+    expect(resultOf(targeted.stdout)).toMatchObject({ id: first.id, warnings: [] });
     expect((await managers[1].checkBackup('latest')).warnings).toEqual([]);
     expect(existsSync(path.join(b.root, '.kg'))).toBe(true);
   });
@@ -236,7 +237,7 @@ describe('projects that share a backup directory', () => {
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     expect(await backupFreshnessCheck(managers[0]).check()).toBe(true);
     expect(await backupFreshnessCheck(manager).check()).toBe(false);
-    const health = JSON.parse(
+    const health = resultOf(
       (await kg(['diag', 'health', '--backup-dir', backups, '--json'], { cwd: root })).stdout,
     );
     expect(health.backups).toMatchObject({ count: 0 });
@@ -251,7 +252,7 @@ describe('projects that share a backup directory', () => {
     const { stdout: list } = await diag('backup', '--list');
     expect(list.match(/\[other project: [0-9a-f]{16}\]/g)).toHaveLength(1);
     expect(list.match(/\[other path\]/g)).toHaveLength(1);
-    const status = JSON.parse((await diag('backup', '--status', '--json')).stdout);
+    const status = resultOf((await diag('backup', '--status', '--json')).stdout);
     expect(status).toMatchObject({ count: 2, others: 2, storeEmptied: false });
     expect((await diag('backup', '--status')).stdout).toContain(
       'to this project before it was moved',
@@ -355,7 +356,7 @@ test('a database with a relative path belongs to its project', async () => {
   ]) {
     mkdirSync(path.join(root, 'x'), { recursive: true });
     const { stdout } = await kg(['diag', 'integrity', name, '--json'], { cwd });
-    expect(JSON.parse(stdout).checked).toMatchObject({
+    expect(resultOf(stdout).checked).toMatchObject({
       project: expect.stringContaining('/project'),
     });
   }
@@ -378,11 +379,14 @@ test('archives without manifests are not reported as absent', async () => {
   const listed = await kg(['diag', 'backup', '--list', '--output', backups, '--json'], {
     cwd: root,
   });
-  expect(listed).toMatchObject({
-    status: 0,
-    stdout: '[]\n',
-    stderr: expect.stringContaining(`cannot be used as backups; the first: ${backup.path}`),
-  });
+  const { result, warnings } = JSON.parse(listed.stdout);
+  expect([listed.status, result]).toMatchObject([
+    0,
+    { backups: [], unlisted: [{ path: backup.path }] },
+  ]);
+  expect(warnings).toMatchObject([
+    { message: expect.stringContaining(`cannot be used as backups; the first: ${backup.path}`) },
+  ]);
 });
 
 test('a line in a description does not look like a backup in a list', async () => {

@@ -12,6 +12,7 @@ import { describe, expect, test } from 'vitest';
 
 import { kg, run } from './support/processes.mjs';
 import { contents, integrityOf, makeProject, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 function damagePages(database) {
   const bytes = readFileSync(database);
@@ -38,7 +39,7 @@ describe('after a repair of damaged pages', () => {
     const good = await manager.createBackup();
     const before = rows(root);
     damagePages(database);
-    const repaired = JSON.parse(
+    const repaired = resultOf(
       (await kg(['diag', 'repair', '--auto', '--json'], { cwd: root })).stdout,
     );
     const { id } = repaired.repair.safetyBackup;
@@ -90,7 +91,7 @@ describe('after a repair of rows, whose safety backup is of sound pages', () => 
       cwd: root,
     });
     expect(status).toBe(0);
-    expect(JSON.parse(stdout).decisions.map(({ id, kept, reason }) => [id, kept, reason])).toEqual([
+    expect(resultOf(stdout).decisions.map(({ id, kept, reason }) => [id, kept, reason])).toEqual([
       [safety, true, 'within-limits'],
       [full.id, true, 'newest-good'],
     ]);

@@ -20,9 +20,10 @@ import { describe, expect, test } from 'vitest';
 
 import { kg, kgPath, run, spawn, until } from './support/processes.mjs';
 import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const isRoot = process.getuid() === 0;
-const json = ({ stdout }) => JSON.parse(stdout);
+const json = ({ stdout }) => resultOf(stdout);
 const codes = (result) => result.warnings.map(({ code }) => code);
 
 /** Returns `kg diag` for a small project with its backups in `.kg/backups`. */
@@ -607,7 +608,7 @@ describe('patterns of `--exclude` and `--path`', () => {
       const made = json(await diag('backup', '--exclude', pattern, '--json'));
       expect([codes(made), listedFiles(made).some(isGlossary)], pattern).toEqual([[], false]);
       rmSync(path.join(root, '.kg/plugins/glossary'), { recursive: true });
-      const [first] = json(await diag('backup', '--list', '--json')).slice(-1);
+      const [first] = json(await diag('backup', '--list', '--json')).backups.slice(-1);
       const restored = await diag('restore', '--file', first.id, '--path', pattern, '--json');
       expect(
         [restored.status, json(restored).filesRestored, existsSync(path.join(root, terms))],
@@ -729,7 +730,7 @@ test.skipIf(!hasStrace)(
       ];
       let made = { status: 0 };
       try {
-        made.result = JSON.parse(
+        made.result = resultOf(
           run('strace', ['-f', '-o', '/dev/null', ...fault, kgPath, 'diag', 'backup', '--json'], {
             cwd: root,
           }),

@@ -18,6 +18,7 @@ import { expect, test } from 'vitest';
 
 import { kg as runKg, kgPath } from './support/processes.mjs';
 import { makeProject, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const MANIFEST = '.manifest.json';
 
@@ -26,7 +27,7 @@ async function setUp() {
   const { root, database, backups } = makeProject({ nodes: 5 });
   const kg = (...args) => runKg(['diag', ...args], { cwd: root });
   const make = async (...args) =>
-    JSON.parse((await kg('backup', '--output', backups, '--json', ...args)).stdout);
+    resultOf((await kg('backup', '--output', backups, '--json', ...args)).stdout);
   const base = await make();
   withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'changed' WHERE id = 'n1'"));
   const newest = await make('--type', 'incremental');
@@ -40,7 +41,9 @@ async function setUp() {
 
 test('they are listed, checked and restored, and their incremental backups stay', async () => {
   const { root, backups, base, newest, kg, make } = await setUp();
-  const listed = JSON.parse((await kg('backup', '--list', '--output', backups, '--json')).stdout);
+  const { backups: listed } = resultOf(
+    (await kg('backup', '--list', '--output', backups, '--json')).stdout,
+  );
   expect(listed.map(({ id }) => id)).toEqual([newest.id, base.id]);
   for (const backup of ['latest', newest.id, base.id, base.path, newest.path]) {
     expect(await kg('backup', '--verify', backup, '--output', backups), backup).toMatchObject({
@@ -97,7 +100,7 @@ test('on a disk that is not mounted they do not count as deleted: nothing is rem
 test('their removal deletes only the link, and reports the path of the archive', async () => {
   const { backups, moved, kg, make } = await setUp();
   const full = await make();
-  const pruned = JSON.parse(
+  const pruned = resultOf(
     (await kg('prune', '--max-backups', '1', '--output', backups, '--json')).stdout,
   );
   expect(pruned.warnings).toEqual([

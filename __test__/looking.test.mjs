@@ -31,6 +31,7 @@ import {
   runAs,
   treeOf,
 } from './support/tree.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const isRoot = process.getuid() === 0;
 const OWNER = { uid: 1001, gid: 2000 };
@@ -333,7 +334,7 @@ describe.skipIf(!isRoot)('looking changes nothing', () => {
         if (isSound) {
           expect(results.health.status, results.health.stdout).toBe(0);
           expect(results.backup.status, results.backup.stderr).toBe(0);
-          expect(JSON.parse(results.backup.stdout).integrity.status).toBe('ok');
+          expect(resultOf(results.backup.stdout).integrity.status).toBe('ok');
           const row = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) =>
             db.prepare("SELECT value FROM metadata WHERE key = 'late'").get(),
           );

@@ -9,6 +9,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, once, repository, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 describe('arguments that kg does not accept', () => {
   const wrong = [
@@ -34,7 +35,7 @@ describe('arguments that kg does not accept', () => {
   ];
   test.each(wrong)('%j is JSON with --json', async (args, message, remedy) => {
     const { status, stdout, stderr } = await kg([...args, '--json']);
-    const { error } = JSON.parse(stdout);
+    const { error } = resultOf(stdout);
     expect(status).toBe(2);
     expect(error).toEqual({
       code: 'KG_INVALID_OPTION',

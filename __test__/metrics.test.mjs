@@ -8,6 +8,7 @@ import { expect, test } from 'vitest';
 
 import { kg, until } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 /** Returns values by metric and labels. Fails on a line that a collector would reject. */
 function parse(file) {
@@ -36,9 +37,7 @@ function setUp() {
 test('a backup writes metrics that every user can read, completely or not at all', async () => {
   const { root, file, kg } = setUp();
   const before = Date.now() / 1000;
-  const made = JSON.parse(
-    (await kg('diag', 'backup', '--metrics-file', 'kg.prom', '--json')).stdout,
-  );
+  const made = resultOf((await kg('diag', 'backup', '--metrics-file', 'kg.prom', '--json')).stdout);
   const values = parse(file);
   expect(values).toMatchObject({
     last_size_bytes: made.size + made.sidecarSize,
@@ -77,7 +76,7 @@ test('backups of another project in the same directory do not count', async () =
   const [ours, theirs] = [setUp(), setUp()];
   const store = path.join(temporaryDirectory(), 'shared');
   const made = await ours.kg('diag', 'backup', '--output', store, '--json');
-  const first = JSON.parse(made.stdout);
+  const first = resultOf(made.stdout);
   await ours.kg('config', 'set', 'backup.dir', store);
   rmSync(ours.database);
   expect((await ours.kg('diag', 'backup', '--quiet', '--metrics-file', ours.file)).status).toBe(3);
@@ -93,7 +92,7 @@ test('backups of another project in the same directory do not count', async () =
   });
   const third = setUp();
   await third.kg('config', 'set', 'backup.dir', store);
-  const { health } = JSON.parse((await third.kg('diag', 'backup', '--status', '--json')).stdout);
+  const { health } = resultOf((await third.kg('diag', 'backup', '--status', '--json')).stdout);
   expect(health).toEqual({
     ok: false,
     messages: [expect.stringContaining('there is no backup of this project')],
@@ -111,7 +110,7 @@ test('the safety backup of a repair is not a successful backup', async () => {
   };
   const before = await succeeded();
   withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
-  const { repair } = JSON.parse((await kg('diag', 'repair', '--auto', '--json')).stdout);
+  const { repair } = resultOf((await kg('diag', 'repair', '--auto', '--json')).stdout);
   expect(repair.safetyBackup.path).toContain(root);
   expect(await succeeded()).toBe(before);
 });
@@ -119,7 +118,7 @@ test('the safety backup of a repair is not a successful backup', async () => {
 test('a failed run is reported until there is a good backup by any command', async () => {
   const { root, database, kg } = setUp();
   const health = async () =>
-    JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
+    resultOf((await kg('diag', 'backup', '--status', '--json')).stdout).health;
   renameSync(database, `${database}.away`);
   await kg('diag', 'backup', '--quiet');
   renameSync(`${database}.away`, database);

@@ -7,6 +7,7 @@ import { expect, test } from 'vitest';
 
 import { kg, repository, run, until } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const at = (name) => path.join(repository, 'docs/guide', name);
 const read = (name) => readFileSync(at(name), 'utf8');
@@ -25,7 +26,7 @@ test('the document lists every metric of a service, and document, alerts and das
   await ofProject('config', 'set', 'backup.enabled', 'true');
   await ofProject('config', 'set', 'backup.schedule', '* * * * * *');
   try {
-    const { listen } = JSON.parse(
+    const { listen } = resultOf(
       (await ofProject('serve', '--all', '--listen', '0', '--json')).stdout,
     );
     const scrape = async () => (await fetch(`http://${listen.address}/metrics`)).text();

@@ -17,6 +17,7 @@ import { archives, setUpIn } from './support/conformance.mjs';
 import { SECRET, startObjectStore } from './support/object-store.mjs';
 import { kg, until } from './support/processes.mjs';
 import { withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 let store;
 beforeAll(async () => {
@@ -60,7 +61,7 @@ describe('the command line', () => {
     expect(archives(await store.objects.names(prefix))).toHaveLength(1);
     const health = await kg(['diag', 'health', '--json'], options);
     expect(health).toMatchObject({ status: 0 });
-    expect(JSON.parse(health.stdout).backups).toMatchObject({ backupDir: url, count: 1 });
+    expect(resultOf(health.stdout).backups).toMatchObject({ backupDir: url, count: 1 });
     // A manager without `backupDir` uses it too.
     const manager = createBackupManager({
       projectRoot: root,

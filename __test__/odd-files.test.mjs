@@ -20,6 +20,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, run } from './support/processes.mjs';
 import { contents, makeProject, temporaryDirectory } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 function setUp(config) {
   const project = makeProject();
@@ -192,7 +193,7 @@ describe('an entry that is not saved is a warning, and an error with strict', ()
       });
     const { stdout } = await asNobody();
     expect(
-      JSON.parse(stdout)
+      resultOf(stdout)
         .warnings.map(({ code, path: about }) => [code, about])
         .sort(),
     ).toEqual([
@@ -210,7 +211,7 @@ describe('an entry that is not saved is a warning, and an error with strict', ()
       run('chown', ['-R', 'nobody', path.dirname(root)]);
       run('chmod', ['755', path.dirname(root)]);
       const asNobody = async (...args) =>
-        JSON.parse(
+        resultOf(
           (
             await kg(['diag', 'backup', '--json', '--output', backups, ...args], {
               cwd: root,
@@ -275,7 +276,7 @@ describe('paths', () => {
       ['diag', 'restore', '--file', backup.path, '--path', '**/*.json', '--config-only', '--json'],
       { cwd: root },
     );
-    expect(JSON.parse(done.stdout).filesRestored).toBe(1);
+    expect(resultOf(done.stdout).filesRestored).toBe(1);
     expect(read('config.json')).toContain('dark');
   });
 
@@ -337,7 +338,7 @@ test.runIf(process.getuid() === 0)(
       uid: 65534,
       gid: 65534,
     });
-    expect(JSON.parse(next.stdout)).toMatchObject({
+    expect(resultOf(next.stdout)).toMatchObject({
       warnings: [],
       retention: { decisions: [{ kept: true }, { kept: false }] },
     });

@@ -20,6 +20,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { withDatabase } from './support/project.mjs';
 import { isRoot, notOwnedBy, projectOf } from './support/users.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const USER = 1001;
 const done = { status: 0, stderr: '' };
@@ -84,7 +85,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     const store = ['--output', '.kg/backups/nightly'];
     const json = ({ stdout, stderr, status }) => {
       expect({ status, stderr }).toEqual(done);
-      return JSON.parse(stdout);
+      return resultOf(stdout);
     };
     json(asRoot('diag', 'backup', '--json', ...store));
     withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'changed' WHERE id = 'n1'"));
@@ -135,11 +136,11 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
       const command = (...args) => ['diag', ...args, '--json'];
       const made = asRoot(...command('backup', '--output', store, '--compression', 'gzip'));
       expect(made).toMatchObject(done);
-      const { id } = JSON.parse(made.stdout);
+      const { id } = resultOf(made.stdout);
       expect(asRoot(...command('backup', '--pin', id, '--output', store))).toMatchObject(done);
       expect(notOwnedBy(store, USER)).toEqual([]);
       expect(
-        JSON.parse(asOwner(...command('backup', '--list', '--output', store)).stdout),
+        resultOf(asOwner(...command('backup', '--list', '--output', store)).stdout),
       ).toHaveLength(1);
       expect(
         asOwner(...command('backup', '--type', 'incremental', '--output', store)),
@@ -229,7 +230,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
       '--json',
     ]);
     expect(restored).toMatchObject({ status: 0 });
-    const { warnings } = JSON.parse(restored.stdout);
+    const { warnings } = resultOf(restored.stdout);
     expect(warnings.map(({ code }) => code)).toEqual(['KG_WARN_ATTRIBUTES']);
     expect(warnings[0].message).toMatch(/belong to root because their owner could not be changed/);
     expect(existsSync(path.join(volume, '.kg/knowledge.db'))).toBe(true);
@@ -251,7 +252,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
       '--yes',
       '--json',
     ]);
-    const [warning] = JSON.parse(stdout).warnings;
+    const [warning] = resultOf(stdout).warnings;
     expect(warning).toMatchObject({
       code: 'KG_WARN_ATTRIBUTES',
       message: expect.stringContaining(`Files in ${root}/.kg/vectors`),
@@ -273,7 +274,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
       /No hook runs: .*other users can write to it/,
     );
     expect(
-      JSON.parse(asOwner('diag', 'backup', '--status', '--json').stdout).hookWarnings,
+      resultOf(asOwner('diag', 'backup', '--status', '--json').stdout).hookWarnings,
     ).toHaveLength(1);
     chownSync(hooks, 0, 0);
     chmodSync(hooks, 0o600);
@@ -433,13 +434,13 @@ describe.skipIf(!isRoot)('a store of a group', () => {
         '--json',
       );
       expect({ status, stderr }).toEqual(done);
-      const { id, warnings } = JSON.parse(stdout);
+      const { id, warnings } = resultOf(stdout);
       expect(warnings.filter(({ code }) => code !== 'KG_WARN_FULL')).toEqual([]);
       made.unshift(id);
     }
     for (const user of [USER, USER + 1]) {
       expect(
-        JSON.parse(as(user, 'backup', '--list', '--output', backups, '--json').stdout).map(
+        resultOf(as(user, 'backup', '--list', '--output', backups, '--json').stdout).backups.map(
           ({ id }) => id,
         ),
       ).toEqual(made);
@@ -477,7 +478,7 @@ describe.skipIf(!isRoot)('a store of a group', () => {
     // The settings can change the default modes.
     const readers = (mode) => {
       expect(run([executable, 'config', 'set', 'backup.mode', mode]).status).toBe(0);
-      const { id, path: archive } = JSON.parse(
+      const { id, path: archive } = resultOf(
         as(USER, 'backup', '--output', backups, '--json').stdout,
       );
       expect(as(USER, 'backup', '--pin', id, '--output', backups)).toMatchObject(done);

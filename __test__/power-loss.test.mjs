@@ -10,12 +10,13 @@ import { count } from './support/figures.mjs';
 import { kgPath, run } from './support/processes.mjs';
 import { SYNCS, canMount, makeDisk } from './support/power.mjs';
 import { fillDatabase, integrityOf, makeProject, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 /** The long run tries every call; other runs try a sample. */
 const EVERY = process.env.KG_TEST_LONG ? 1 : 9;
 
 const DATABASES = ['knowledge.db', 'plugins/a.db', 'plugins/b.db'];
-const kg = (root, ...args) => JSON.parse(run(kgPath, [...args, '--json'], { cwd: root }));
+const kg = (root, ...args) => resultOf(run(kgPath, [...args, '--json'], { cwd: root }));
 const write = (root, value) =>
   DATABASES.forEach((name) =>
     withDatabase(path.join(root, '.kg', name), (db) =>

@@ -29,6 +29,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 
 import { kg, kgPath, repository, run, until } from './support/processes.mjs';
 import { fillDatabase, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const PACKAGE = '@weavelogic/knowledge-graph-agent';
 
@@ -265,7 +266,7 @@ async function expectRecovered({ root, database, rows }, searched) {
     ),
   ).toBe('late');
   expect(rowsOf(database)).toEqual(rows);
-  const { service } = JSON.parse(
+  const { service } = resultOf(
     (await shell('kg serve --status --json', { cwd: root, searched, strict: true })).stdout,
   );
   expect(processesOf(root)).toHaveLength(1);

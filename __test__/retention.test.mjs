@@ -17,6 +17,7 @@ import { expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, run } from './support/processes.mjs';
 import { makeProject } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const DAY = 24 * 60 * 60 * 1000;
 
@@ -138,7 +139,7 @@ test('kg accepts the limits with a backup, and kg diag prune shows and applies t
   const pruned = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--json'], {
     cwd: root,
   });
-  expect(JSON.parse(pruned.stdout)).toMatchObject({
+  expect(resultOf(pruned.stdout)).toMatchObject({
     dryRun: false,
     decisions: [{ kept: true }, { kept: true }, { kept: false }],
   });
@@ -172,7 +173,7 @@ test('rules keep the newest backup of each period, by API and by command', async
     ],
     { cwd: root },
   );
-  expect(JSON.parse(dry.stdout).decisions).toEqual(decisions);
+  expect(resultOf(dry.stdout).decisions).toEqual(decisions);
   await manager.prune();
   expect((await plain.listBackups()).map(({ id }) => id)).toEqual(
     decisions.filter(({ kept }) => kept).map(({ id }) => id),

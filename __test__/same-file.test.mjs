@@ -23,6 +23,7 @@ import { describe, expect, test } from 'vitest';
 
 import { inBindMount, kg, kgPath, run, startHost } from './support/processes.mjs';
 import { fillDatabase, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const isRoot = process.getuid() === 0;
 const ADD = (name) => `INSERT INTO metadata VALUES ('${name}', 'committed')`;
@@ -58,7 +59,7 @@ async function roundTrip(root, { args = [], status = 0, through = [] } = {}) {
     '--json',
   ]);
   expect(restored).toMatchObject({ status: 0 });
-  const { warnings } = JSON.parse(ran.stdout);
+  const { warnings } = resultOf(ran.stdout);
   const about = (code) => warnings.filter((warning) => warning.code === code);
   return { target, at: (name) => path.join(target, '.kg', name), about, warnings };
 }

@@ -19,6 +19,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { FakeClock } from './support/clock.mjs';
 import { kg, kgPath, until } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const HOUR_MS = 60 * 60 * 1000;
 
@@ -37,7 +38,7 @@ function setUp(settings = {}) {
   const archives = (dir) =>
     existsSync(dir) ? readdirSync(dir).filter((name) => name.endsWith('.tar.gz')) : [];
   const json = async (...args) =>
-    JSON.parse((await kg(['diag', ...args, '--json'], { cwd: project.root })).stdout);
+    resultOf((await kg(['diag', ...args, '--json'], { cwd: project.root })).stdout);
   return {
     ...project,
     copies,

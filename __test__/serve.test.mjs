@@ -20,6 +20,7 @@ import { afterEach, describe, expect, onTestFinished, test } from 'vitest';
 import { kg, kgPath, run, until } from './support/processes.mjs';
 import { fillDatabase, makeProject } from './support/project.mjs';
 import { isRoot } from './support/users.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const started = new Set();
 afterEach(async () => {
@@ -48,7 +49,7 @@ function setUp(settings = { enabled: true, schedule: '* * * * * *' }, options) {
   return { ...project, archives, configure, log, kg: (...args) => kg(args, { cwd: project.root }) };
 }
 
-const json = async (promise) => JSON.parse((await promise).stdout);
+const json = async (promise) => resultOf((await promise).stdout);
 const isAlive = (pid) =>
   existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
 
@@ -66,7 +67,7 @@ function foreground(root, stderr = 'inherit') {
 }
 
 describe('kg serve', () => {
-  test('--status shows the next run like `kg diag backup --status`, in the configured time zone', async () => {
+  test('--status shows the next run like `kg diag status`, in the configured time zone', async () => {
     for (const [timezone, next] of [
       ['Asia/Tokyo', /next +\d{4}-\d\d-\d\d 02:30:00 Asia\/Tokyo$/m],
       ['UTC', /next +\d{4}-\d\d-\d\d 02:30:00 UTC$/m],

@@ -26,6 +26,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { kg as runKg, kgPath, run, until } from './support/processes.mjs';
 import { makeProject, withDatabase } from './support/project.mjs';
 import { isRoot, projectOf } from './support/users.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 /** Makes a project whose settings encrypted its newest backup. */
 async function makeEncryptedProject(more = {}) {
@@ -288,7 +289,7 @@ describe('after an encrypted backup no plain one is made', () => {
     const { backups, database, set, kg, archives, plain, settings, identity, recipient } =
       await makeEncryptedProject();
     withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'x'"));
-    const { id } = JSON.parse((await kg('backup', '--type', 'incremental', '--json')).stdout);
+    const { id } = resultOf((await kg('backup', '--type', 'incremental', '--json')).stdout);
     const key = ['--identity', identity, '--recipient', recipient];
     for (const text of ['{', '{"backup":{"encrypt":true,"recipients":["age1nobody"]}}']) {
       set(text);
@@ -321,12 +322,12 @@ describe('who can read new backups', () => {
     const byPassphrase = { dir: backups, encrypt: true, passphraseFile: '../key' };
     set({ backup: byPassphrase });
     const opens = async (id, ...key) => (await kg('backup', '--verify', id, ...key)).status;
-    const byIdentity = JSON.parse((await kg('backup', '--json', ...identity)).stdout).id;
+    const byIdentity = resultOf((await kg('backup', '--json', ...identity)).stdout).id;
     const { stdout } = await runKg(['diag', 'backup', '--json'], {
       cwd: root,
       env: { ...process.env, KG_IDENTITY_FILE: identity[1] },
     });
-    for (const id of [byIdentity, JSON.parse(stdout).id])
+    for (const id of [byIdentity, resultOf(stdout).id])
       expect([await opens(id), await opens(id, ...identity)]).toEqual([0, 2]);
     const before = archives().length;
     const env = { ...process.env, KG_PASSPHRASE_FILE: path.join(base, 'key') };
@@ -355,7 +356,7 @@ describe('settings that cannot be read', () => {
     const config = path.join(root, '.kg/config.json');
     const kg = (...args) => runKg(['diag', ...args], { cwd: root });
     const invalid = { status: 2, stderr: expect.stringContaining('[KG_CONFIG_INVALID]') };
-    const first = JSON.parse((await kg('backup', '--json')).stdout);
+    const first = resultOf((await kg('backup', '--json')).stdout);
     await kg('backup');
     const before = readFileSync(config);
     for (const text of ['[]', '{"backup":"daily"}', '{']) {
@@ -390,7 +391,7 @@ describe('settings that cannot be read', () => {
           status: 0,
           stderr: expect.stringContaining('KG_WARN_CONFIG'),
         });
-      expect(JSON.parse((await kg('backup', '--status', '--json')).stdout).health.ok).toBe(false);
+      expect(resultOf((await kg('backup', '--status', '--json')).stdout).health.ok).toBe(false);
       expect(await kg('health')).toMatchObject({
         status: 4,
         stdout: expect.stringContaining('NOT HEALTHY'),
@@ -410,7 +411,7 @@ describe('settings that cannot be read', () => {
   test('a call that names a directory and an encryption policy succeeds with a warning', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
     writeFileSync(path.join(root, '.kg/config.json'), 'null');
-    const made = JSON.parse(
+    const made = resultOf(
       (
         await runKg(['diag', 'backup', '--json', '--output', backups, '--no-encrypt'], {
           cwd: root,
@@ -479,7 +480,7 @@ describe('settings that may name another directory', () => {
         backups,
         '--json',
       );
-      expect(JSON.parse(restored.stdout).warnings).toContainEqual(
+      expect(resultOf(restored.stdout).warnings).toContainEqual(
         expect.objectContaining({
           code: 'KG_WARN_SETTINGS_CHANGED',
           message: expect.stringContaining('could not be read'),
@@ -576,14 +577,12 @@ describe('an unknown or invalid setting', () => {
       'kg config show --all',
       'backup',
     ];
-    const { warnings } = JSON.parse(
+    const { warnings } = resultOf(
       (await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout,
     );
     expect(warnings.map(({ code }) => code)).toEqual(expectedNames.map(() => 'KG_WARN_CONFIG'));
     expectedNames.forEach((name, at) => expect(warnings[at].message).toContain(`\`${name}\``));
-    const { issues } = JSON.parse(
-      (await runKg(['diag', 'health', '--json'], { cwd: root })).stdout,
-    );
+    const { issues } = resultOf((await runKg(['diag', 'health', '--json'], { cwd: root })).stdout);
     expect(issues.find(({ code }) => code === 'KG_ISSUE_CONFIG_VALUE')).toMatchObject({ count: 5 });
     expect((await runKg(['config', 'show'], { cwd: root })).stdout).toContain(
       'did you mean `backup.encrypt`?',
@@ -643,7 +642,7 @@ describe('an unknown or invalid setting', () => {
     ];
     for (const [backup, expectedText] of cases) {
       set({ backup });
-      const { healthy, issues } = JSON.parse((await kg('diag', 'health', '--json')).stdout);
+      const { healthy, issues } = resultOf((await kg('diag', 'health', '--json')).stdout);
       const message = expect.stringContaining('cannot be used, so backups are refused');
       expect(healthy).toBe(false);
       expect(issues[0]).toMatchObject({
@@ -670,7 +669,7 @@ describe('an unknown or invalid setting', () => {
     const set = (backup) =>
       writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
     const codes = async () =>
-      JSON.parse((await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout).warnings.map(
+      resultOf((await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout).warnings.map(
         ({ code }) => code,
       );
     const recipients = ['age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p'];

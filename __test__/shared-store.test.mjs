@@ -17,6 +17,7 @@ import { expect, test } from 'vitest';
 
 import { kg, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const ID = /^[0-9a-f]{16}$/;
 
@@ -72,7 +73,10 @@ test('the first backup gives a project an id, which its backups and the list sho
   const { stdout } = await kg(['diag', 'backup', '--list', '--json', '--output', backups], {
     cwd: root,
   });
-  expect(JSON.parse(stdout).map(({ projectId }) => projectId)).toEqual([idOf(root), idOf(root)]);
+  expect(resultOf(stdout).backups.map(({ projectId }) => projectId)).toEqual([
+    idOf(root),
+    idOf(root),
+  ]);
   expect(run('tar', ['-tzf', first.path]), 'the manifest has the id').not.toContain('project-id');
 });
 
@@ -269,7 +273,7 @@ test('retention leaves the backups of a project whose id cannot be used', async 
     ['diag', 'prune', '--max-backups', '1', '--json', '--output', open().backupDir],
     { cwd: path.dirname(open().backupDir) },
   );
-  expect(JSON.parse(stdout).decisions.filter(({ kept }) => !kept)).toEqual([]);
+  expect(resultOf(stdout).decisions.filter(({ kept }) => !kept)).toEqual([]);
 });
 
 test('after a loss of .kg, latest is the newest backup of the path, with or without an id', async () => {

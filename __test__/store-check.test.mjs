@@ -11,6 +11,7 @@ import { READER, SECRET, startObjectStore } from './support/object-store.mjs';
 import { kg, kgPath, once, spawn } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 import { isRoot, projectOf } from './support/users.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 let store;
 beforeAll(async () => {
@@ -53,7 +54,7 @@ async function check(url, env, more = []) {
   expect(stderr).toBe('');
   for (const secret of [SECRET, READER.AWS_SECRET_ACCESS_KEY, 'Signature=', 'X-Amz'])
     expect(stdout).not.toContain(secret);
-  const report = JSON.parse(stdout);
+  const report = resultOf(stdout);
   const outcomes = Object.fromEntries(
     (report.operations ?? []).map(({ name, outcome }) => [name, outcome]),
   );
@@ -463,7 +464,7 @@ describe('a store that cannot be reached is explained:', () => {
   test('an endpoint that contains the bucket', async () => {
     const env = { AWS_ENDPOINT_URL: `${store.endpoint}/kg-tests` };
     const { status, stdout } = await runCheck(store.url('x'), env, ['--json']);
-    const { error } = JSON.parse(stdout);
+    const { error } = resultOf(stdout);
     expect(error.code).toBe('KG_INVALID_OPTION');
     expect(error.message).toContain('AWS_ENDPOINT_URL');
     expect(error.message).toContain("contains 'kg-tests' in its path");
@@ -514,7 +515,7 @@ describe('a check of a directory', () => {
     mkdirSync(dir);
     chmodSync(dir, 0o755);
     const { status, stdout } = asOwner('diag', 'store', '--check', dir, '--json');
-    const report = JSON.parse(stdout);
+    const report = resultOf(stdout);
     const failed = report.operations.filter(({ outcome }) => outcome === 'fails');
     expect(failed.map(({ name, code }) => [name, code])).toEqual([
       ['create', 'KG_PERMISSION_DENIED'],

@@ -31,6 +31,7 @@ import {
   temporaryDirectory,
   withDatabase,
 } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 async function setUp(options, config) {
   const project = makeProject(options);
@@ -275,7 +276,7 @@ test('kg undoes a restore, reports the result, and has an exit status for nothin
   const dry = await kg(['diag', 'restore', '--undo', '--dry-run'], { cwd: root });
   expect(dry.stdout).toContain(`restore of ${backup.id}`);
   const undone = await kg(['diag', 'restore', '--undo', '--json'], { cwd: root });
-  expect(JSON.parse(undone.stdout)).toMatchObject({ id: backup.id, filesRestored: 4 });
+  expect(resultOf(undone.stdout)).toMatchObject({ id: backup.id, filesRestored: 4 });
   expect(titles(database)[0]).toBe(0);
   const empty = makeProject();
   const refused = await kg(['diag', 'restore', '--undo', '--json'], { cwd: empty.root });

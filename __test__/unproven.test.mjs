@@ -10,6 +10,7 @@ import { expect, test } from 'vitest';
 
 import { kg } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 /**
  * SQLite lists the object that was created last first. With these objects, its check skips the
@@ -178,7 +179,7 @@ test('rows that violate a constraint are reported, and the others are checked', 
     db.exec('CREATE TABLE q (a CHECK (a > 5)); INSERT INTO q VALUES (1), (9)');
   });
   const { stdout, status } = await kg(['diag', 'integrity', '--project', root, '--json']);
-  const { issues, checked } = JSON.parse(stdout);
+  const { issues, checked } = resultOf(stdout);
   const errors = issues.filter(({ severity }) => severity === 'error');
   expect([status, errors.map(({ code }) => code)]).toEqual([3, ['KG_ISSUE_CONSTRAINT']]);
   expect(issues.map(({ code }) => code)).not.toContain('KG_ISSUE_NOT_CHECKED');

@@ -19,6 +19,7 @@ import { failing } from './support/faults.mjs';
 import { kgPath, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 import { isRoot, projectOf } from './support/users.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const MANIFEST = '.manifest.json';
 const files = (backups) =>
@@ -30,7 +31,7 @@ const files = (backups) =>
 function makeChain() {
   const { root, database, backups } = makeProject({ nodes: 50 });
   const make = (...args) =>
-    JSON.parse(
+    resultOf(
       run(kgPath, ['diag', 'backup', '--output', backups, '--json', ...args], { cwd: root }),
     );
   const base = make();
@@ -73,7 +74,7 @@ describe.each([
       root,
     );
     expect(made).toMatchObject({ status: 6, stderr: '' });
-    const { id, retention, retentionError, incomplete, warnings } = JSON.parse(made.stdout);
+    const { id, retention, retentionError, incomplete, warnings } = resultOf(made.stdout);
     expect({ retention, incomplete }).toEqual({});
     expect(warnings).toContainEqual({
       code: 'KG_WARN_STORE',
@@ -124,7 +125,7 @@ describe.each([
     );
     const { status, stdout } = without(newest, ['health', '--backup-dir', backups, '--json'], root);
     expect(status).toBe(5);
-    expect(JSON.parse(stdout).issues).toContainEqual(
+    expect(resultOf(stdout).issues).toContainEqual(
       expect.objectContaining({
         code: 'KG_ISSUE_BACKUP_UNLISTED',
         severity: 'error',
@@ -213,7 +214,7 @@ test('a manifest whose archive cannot be inspected is not removed', () => {
 describe.skipIf(!isRoot)('if every manifest belongs to another user', () => {
   test('no command reports that there is no backup', () => {
     const { asRoot, asOwner } = projectOf(1001);
-    const { path: archive } = JSON.parse(asRoot('diag', 'backup', '--json').stdout);
+    const { path: archive } = resultOf(asRoot('diag', 'backup', '--json').stdout);
     run('chown', ['0:0', archive, archive + MANIFEST]);
     [archive, archive + MANIFEST].forEach((file) => chmodSync(file, 0o600));
     const list = asOwner('diag', 'backup', '--list');
@@ -268,7 +269,7 @@ test('the API rejects a list that would omit unreadable backups', async () => {
 test('a file that only has the name of a temporary file stays, causes a warning and stops no backup', () => {
   const { root, backups } = makeProject({ nodes: 5 });
   const make = () =>
-    JSON.parse(run(kgPath, ['diag', 'backup', '--output', backups, '--json'], { cwd: root }))
+    resultOf(run(kgPath, ['diag', 'backup', '--output', backups, '--json'], { cwd: root }))
       .warnings;
   expect(make()).toEqual([]);
   const strays = [
@@ -287,9 +288,9 @@ test('a file that only has the name of a temporary file stays, causes a warning 
   ).toEqual(strays.map((name) => ['KG_WARN_STORE', [name]]));
   expect(strays.filter((name) => existsSync(at(name)))).toEqual(strays);
   expect(
-    JSON.parse(
+    resultOf(
       run(kgPath, ['diag', 'backup', '--list', '--output', backups, '--json'], { cwd: root }),
-    ),
+    ).backups,
   ).toHaveLength(2);
 });
 
@@ -308,14 +309,14 @@ describe('a record that cannot be read', () => {
       code: 'KG_WARN_STORE',
       message: expect.stringMatching(/This run could not be recorded: .*backup-runs\.json/),
     };
-    expect(JSON.parse(without('backup').stdout).warnings).toContainEqual(unwritten);
+    expect(resultOf(without('backup').stdout).warnings).toContainEqual(unwritten);
     expect(readFileSync(only)).toEqual(before);
-    const status = JSON.parse(without('backup', '--status').stdout);
+    const status = resultOf(without('backup', '--status').stdout);
     expect(status.health).toMatchObject({
       ok: false,
       messages: [expect.stringContaining('the results of the last runs are unknown')],
     });
-    expect(JSON.parse(without('health').stdout).issues).toMatchObject([
+    expect(resultOf(without('health').stdout).issues).toMatchObject([
       { code: 'KG_ISSUE_FILE_UNREADABLE', severity: 'warning' },
     ]);
   });
@@ -328,7 +329,7 @@ describe('a record that cannot be read', () => {
     const only = remembered(root, 'backup-pages/stores.json');
     const before = readFileSync(only);
     const warningsOf = (dir) =>
-      JSON.parse(
+      resultOf(
         failing('openat', 'EIO', ['diag', 'backup', '--output', dir, '--json'], { only, cwd: root })
           .stdout,
       ).warnings;

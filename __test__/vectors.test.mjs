@@ -7,6 +7,7 @@ import { expect, test } from 'vitest';
 
 import { kg, kgPath, repository, run } from './support/processes.mjs';
 import { integrityOf, makeProject, temporaryDirectory } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const TABLE =
   'CREATE TABLE IF NOT EXISTS embeddings (id TEXT PRIMARY KEY, embedding BLOB, dimensions INTEGER)';
@@ -31,7 +32,7 @@ test('without a command it warns of missing vectors, and says that only another 
   expect(stderr).toMatch(
     /^warning: 20 of 20 nodes have no vector .* no model to create them\. Restore them with .*--command`\. \[KG_WARN_VECTORS\]\n$/,
   );
-  const report = JSON.parse((await regenerate(['--json'])).stdout);
+  const report = resultOf((await regenerate(['--json'])).stdout);
   expect(report).toMatchObject({
     nodes: 20,
     missing: 20,
@@ -61,7 +62,7 @@ test('a command makes missing vectors, and does not run if none are missing', as
     stdout: expect.stringContaining('Each of 20 nodes has a vector'),
   });
   const again = await regenerate(['--json'], { KG_VECTORS_COMMAND: command });
-  expect(JSON.parse(again.stdout)).toEqual({ nodes: 20, missing: 0, ran: false, warnings: [] });
+  expect(resultOf(again.stdout)).toEqual({ nodes: 20, missing: 0, ran: false, warnings: [] });
   expect(readFileSync(path.join(root, 'ran.txt'), 'utf8')).toBe('ran\n');
   run('sqlite3', [
     path.join(root, '.kg/vectors.db'),

@@ -29,6 +29,7 @@ import {
   temporaryDirectory,
   withDatabase,
 } from './support/project.mjs';
+import { resultOf } from './support/json-output.mjs';
 
 const isRoot = process.getuid() === 0;
 const ADD = (name) => `INSERT INTO metadata VALUES ('${name}', 'committed')`;
@@ -153,7 +154,7 @@ async function expectReported({ root, database, backups }, holder) {
   );
   for (const { status, stdout } of [health, integrity]) {
     expect(status).toBe(3);
-    const [issue] = JSON.parse(stdout).issues.filter(
+    const [issue] = resultOf(stdout).issues.filter(
       ({ code }) => code === 'KG_ISSUE_WAL_NOT_IN_USE',
     );
     expect(issue).toMatchObject({ severity: 'error', message: expect.stringContaining(holder) });
@@ -299,7 +300,7 @@ test('a WAL that SQLite ignores makes a backup incomplete, and is reported witho
     { timeout: 8000 },
   );
   expect(status).toBe(6);
-  const { warnings, incomplete } = JSON.parse(stdout);
+  const { warnings, incomplete } = resultOf(stdout);
   expect(incomplete).toBe(true);
   expect(warnings).toEqual([
     expect.objectContaining({
@@ -328,7 +329,7 @@ test('an incomplete WAL header of a killed writer is no loss', async () => {
       '--strict',
       '--json',
     ]);
-    expect([length, status, JSON.parse(stdout).warnings]).toEqual([length, 0, []]);
+    expect([length, status, resultOf(stdout).warnings]).toEqual([length, 0, []]);
   }
 });
 

@@ -144,6 +144,8 @@ codes! {
     Killed = "KG_KILLED", exit 1;
     /// The signal of the caller, or Ctrl-C, ended the operation.
     Aborted = "KG_ABORTED", exit 130;
+    /// The user did not confirm that files or backups are replaced or removed.
+    NotConfirmed = "KG_NOT_CONFIRMED", exit 1;
     /// A defect of this software.
     Internal = "KG_INTERNAL", exit 1;
 }

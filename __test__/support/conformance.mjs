@@ -19,6 +19,7 @@ import {
   temporaryDirectory,
   withDatabase,
 } from './project.mjs';
+import { resultOf } from './json-output.mjs';
 
 const PART_BYTES = 8 << 20;
 const KILLS = 6;
@@ -219,9 +220,9 @@ function verbs({ store, setUp }) {
       return done.stdout;
     };
     expect(await ok('diag', 'backup', '--output', url)).toContain(`${url}/kg-backup-`);
-    const [{ id, path: archive }] = JSON.parse(
-      await ok('diag', 'backup', '--list', '--json', '--output', url),
-    );
+    const [{ id, path: archive }] = resultOf(
+      await ok('diag', 'list', '--json', '--backup-dir', url),
+    ).backups;
     expect(archive).toBe(`${url}/kg-${id}.tar.gz`);
     await ok('diag', 'backup', '--verify', 'latest', '--output', url);
     await ok('diag', 'backup', '--verify', archive);

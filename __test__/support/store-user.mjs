@@ -11,6 +11,7 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { resultOf } from './json-output.mjs';
 
 const { kgPath } = createRequire(import.meta.url)('../../lib/platform.js');
 const [root, backupDir, milliseconds, seed] = process.argv.slice(2);
@@ -49,7 +50,7 @@ const actions = [
   async () => {
     const args = ['diag', 'backup', '--project', root, '--output', backupDir, '--json'];
     const { stdout } = await promisify(execFile)(kgPath, args);
-    if (JSON.parse(stdout).id) done.made += 1;
+    if (resultOf(stdout).id) done.made += 1;
   },
   async () => {
     const backup = await anyBackup();

@@ -7,8 +7,8 @@ pub fn checksum_mismatch(what: impl std::fmt::Display) -> Error {
     Error::new(
         Code::ChecksumMismatch,
         format!("Checksum mismatch: {what}"),
-        "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup \
-         (`kg diag backup --list`)",
+        "Nothing was changed; see the damage with `kg diag verify` and use another backup \
+         (`kg diag list`)",
     )
 }
 
@@ -17,7 +17,7 @@ pub fn not_a_backup(message: impl Into<String>) -> Error {
     Error::new(
         Code::NotABackup,
         message,
-        "Use another backup: `kg diag backup --list`",
+        "Use another backup: `kg diag list`",
     )
 }
 
@@ -26,6 +26,6 @@ pub fn backup_not_found(message: impl Into<String>) -> Error {
     Error::new(
         Code::BackupNotFound,
         message,
-        "See the backups with `kg diag backup --list` or listBackups()",
+        "See the backups with `kg diag list`",
     )
 }

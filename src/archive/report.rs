@@ -51,8 +51,7 @@ pub enum ProblemCode {
 
 impl Problem {
     pub fn of_archive(code: ProblemCode, message: String) -> Self {
-        let remedy =
-            "Use another backup (`kg diag backup --list`) and make a new one now".to_string();
+        let remedy = "Use another backup (`kg diag list`) and make a new one now".to_string();
         Problem {
             code,
             message,
@@ -63,8 +62,7 @@ impl Problem {
 
     pub(super) fn of_entry(entry: String, message: String) -> Self {
         let remedy =
-            "Do not restore this entry from here; use another backup (`kg diag backup --list`)"
-                .to_string();
+            "Do not restore this entry from here; use another backup (`kg diag list`)".to_string();
         Problem {
             code: ProblemCode::Entry,
             message,

@@ -274,6 +274,6 @@ pub fn source_changed() -> Error {
     Error::new(
         Code::BaseUnusable,
         "The earlier backup from which unchanged blocks are reused is not what was written",
-        "Run the backup again; see the damage with `kg diag backup --verify`",
+        "Run the backup again; see the damage with `kg diag verify`",
     )
 }

@@ -1,29 +1,27 @@
-//! `kg diag backup`: make a backup, list backups, verify one, print their status.
+//! `kg diag backup`: make a backup. The flags of the guide that concern existing backups, such as
+//! `--list`, call the commands of the same names.
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use jiff::{Timestamp, tz::TimeZone};
-use serde_json::json;
+use jiff::Timestamp;
 
 use super::{
-    Common, Keep, Waiting,
+    args::{Common, Keep, OutputDir, Waiting},
     copy::CopyArgs,
     hook_reporter::HookReporter,
     interrupt::Watched,
     key_args::{KeyArgs, lockable},
-    manage::Manage,
-    option_flags::translate,
-    output::{Output, code_of, integrity, size},
-    status::date,
-    store,
+    list,
+    manage::ManageFlags,
+    output::{LESS, Output, integrity, size},
+    reference, status, verify,
 };
 use crate::{
-    archive::{block::Compression, manifest::BackupType, report::ProblemCode},
+    archive::{block::Compression, manifest::BackupType},
     commands::{
         backup::{Created, create_backup},
         configured,
-        verify::check_backup,
     },
     config::{
         Settings,
@@ -33,14 +31,13 @@ use crate::{
     project::Project,
     schedule::plan::Trigger,
     service::{
-        Holder,
+        self,
         history::{Began, History, Run},
         metrics,
         run_marker::RunMarker,
-        status,
     },
-    store::{Backup, Flaw, Listing, Store, broken_chains, known_stores, newest_good},
-    util::operation::OperationContext,
+    store::{Backup, Store},
+    util::{operation::OperationContext, wording},
     worker::client::WorkerMode,
 };
 
@@ -50,12 +47,7 @@ Examples:
   kg diag backup --output ./backups                save the project into ./backups
   kg diag backup --type snapshot                   save only the database, into .kg/backups
   kg diag backup --encrypt --passphrase-file ./key encrypt it with a passphrase
-  kg diag backup --list                            list the backups, newest first
-  kg diag backup --pin ID --reason 'before 2.0'    protect it until it is unpinned
-  kg diag backup --consolidate ID                  make a full backup of an incremental one
-  kg diag backup --delete ID --cascade             delete it and all that depend on it
   kg diag backup --copy-to /mnt/usb/backups        copy what is missing there
-  kg diag backup --verify ./backups/latest.tar.gz  check every byte of it
 
 Exit status of a backup: 0 made, 1 to 5 not made. 6 made, but incomplete (a file could not be
 read, or changed meanwhile, or a link leads out of the project), or old backups were not removed
@@ -64,10 +56,8 @@ one of the backups could not be copied.")]
 pub struct BackupArgs {
     #[command(flatten)]
     pub common: Common,
-    /// Directory of the backups, or URL such as s3://bucket/prefix [default: `backup.dir` of the
-    /// settings, or .kg/backups]
-    #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
-    output: Option<PathBuf>,
+    #[command(flatten)]
+    store: OutputDir,
     /// What to save [default: full]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<TypeArgument>,
@@ -128,17 +118,17 @@ pub struct BackupArgs {
     /// backups [default: 64]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     max_chain: Option<u32>,
-    /// Print the status of this project's backups
+    /// Print the status of this project's backups, as `kg diag status` does
     #[arg(long, group = "instead")]
     status: bool,
-    /// List the backups, newest first
+    /// List the backups, as `kg diag list` does
     #[arg(long, group = "instead")]
     list: bool,
-    /// Check every byte of a backup: a file, an id, or `latest`
+    /// Check every byte of a backup, as `kg diag verify` does: a file, an id, or `latest`
     #[arg(long, value_name = "FILE", group = "instead")]
     verify: Option<String>,
     #[command(flatten)]
-    manage: Manage,
+    manage: ManageFlags,
     #[command(flatten)]
     copying: CopyArgs,
 }
@@ -183,67 +173,41 @@ impl Format {
     }
 }
 
-/// The exit status if the result is incomplete: a backup lacks a part of the project, retention
-/// could not examine old backups, or a list lacks backups that cannot be read.
-const LESS: u8 = 6;
-
 /// Runs the command and returns its exit status.
 pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
     let store = args.store(&root, &settings);
-    if !args.is_about_others() {
-        // The passphrase is asked for here, before the backup begins, so that no question
-        // interrupts it.
-        return Ok(make(
-            args,
-            &root,
-            &settings,
-            store.and_then(lockable),
-            unusable,
-            output,
-        ));
+    if args.status {
+        return status::status(&root, &store?, &settings, &unusable, output);
     }
-    let store = store?;
-    let store = match args.opens() {
-        Some(reference) => {
-            let archive = store.locate(reference)?;
-            args.keys.unlock(store, &archive, false)?
-        }
-        None => store,
-    };
-    if !args.status {
-        output.late_warnings(&unusable);
+    let set = args.set(&settings).over(BackupConfig::of(&settings));
+    if let Some(action) = args.manage.action(set.compression(), &args.keys) {
+        args.manage.assert_confirmed()?;
+        output.warnings(&unusable);
+        return action.run(&store?, args.waiting.timeout(), output);
     }
     if let Some(reference) = &args.verify {
-        let is_good = verify(&store, reference, output)?;
-        return Ok(if is_good {
-            0
-        } else {
-            Code::ChecksumMismatch.exit_status()
-        });
-    }
-    if let Some(done) = args.manage.run(
-        &store,
-        args.set(&settings)
-            .over(BackupConfig::of(&settings))
-            .compression(),
-        args.waiting.timeout(),
-        output,
-    ) {
-        return done.map(|()| 0);
+        output.warnings(&unusable);
+        return verify::verify(store?, reference, &args.keys, output);
     }
     if args.copying.is_asked_for() {
+        output.warnings(&unusable);
         let limits = (&args.keep, &args.waiting);
-        let is_complete = args.copying.run(&store, &root, &settings, limits, output)?;
+        let is_complete = args
+            .copying
+            .run(&store?, &root, &settings, limits, output)?;
         return Ok(if is_complete { 0 } else { LESS });
     }
     if args.list {
-        return list(&store, output);
+        output.warnings(&unusable);
+        return list::list(&store?, &root, output);
     }
-    status(&root, &store, &settings, &unusable, output)?;
-    Ok(0)
+    // The passphrase is asked for here, before the backup begins, so that no question interrupts
+    // it.
+    let store = store.and_then(lockable);
+    Ok(make(args, &root, &settings, store, unusable, output))
 }
 
 /// Makes a backup and reports it, first on the terminal and then to the hooks. The hooks do not
@@ -352,34 +316,22 @@ fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Resu
     metrics::write(
         path,
         &project,
-        &status::status(Some(&project), store, settings, Timestamp::now())?,
+        &service::status::status(Some(&project), store, settings, Timestamp::now())?,
     )
 }
 
 impl BackupArgs {
-    /// Returns whether the command concerns existing backups instead of making one.
-    fn is_about_others(&self) -> bool {
-        self.list
-            || self.status
-            || self.verify.is_some()
-            || self.manage.is_asked_for()
-            || self.copying.is_asked_for()
-    }
-
     /// Returns the store with the keys that are named. It encrypts new backups if the call or the
     /// settings ask for that.
     fn store(&self, root: &Path, settings: &Settings) -> Result<Store> {
         let said = self
             .keys
             .said(&self.recipient, self.encrypt, self.no_encrypt);
-        let store = store(self.output.as_ref(), root, settings)?
+        let store = self
+            .store
+            .open(root, settings)?
             .as_set(configured::encrypts(settings, said));
         Ok(self.keys.on(store, &self.recipient, settings, root))
-    }
-
-    /// Returns the backup that the command opens.
-    fn opens(&self) -> Option<&str> {
-        self.verify.as_deref().or(self.manage.opens())
     }
 
     /// Returns what the arguments set.
@@ -407,8 +359,9 @@ impl BackupArgs {
     /// Returns the options of the backup. The settings complete what the arguments do not set.
     fn options(&self, settings: &Settings, root: &Path, store: &Store) -> Result<BackupOptions> {
         let set = self.set(settings);
+        let base = self.base_backup.as_deref();
         Ok(BackupOptions {
-            based_on: self.base_backup.clone(),
+            based_on: base.map(|base| reference::id(store, base)).transpose()?,
             description: self.description.clone(),
             ..configured::options(set, settings, root, store, Timestamp::now())?
         })
@@ -421,9 +374,10 @@ fn print_created(created: &Created, output: &Output) {
     output.warnings(&backup.warnings);
     output.line(format!("Backup created: {}", backup.archive));
     output.line(format!("  id        {}", backup.id));
-    let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));
+    let files = wording::count(backup.stats.total_files, "file");
+    let from = size(backup.stats.total_size);
     output.line(format!(
-        "  size      {} ({files} files, {from} before compression)",
+        "  size      {} ({files}, {from} before compression)",
         size(backup.disk_size())
     ));
     output.line(format!("  contains  {}", holds(backup)));
@@ -451,7 +405,8 @@ fn print_created(created: &Created, output: &Output) {
             .count();
         let kept = retention.decisions.len() - removed;
         output.line(format!(
-            "  kept      {kept} backups; {removed} removed, {} freed",
+            "  kept      {}; {removed} removed, {} freed",
+            wording::count(kept, "backup"),
             size(retention.bytes_freed)
         ));
     }
@@ -472,231 +427,9 @@ fn holds(backup: &Backup) -> String {
         .collect();
     let stats = &backup.stats;
     format!(
-        "{}; {} nodes, {} edges",
+        "{}; {}, {}",
         held.join(", "),
-        stats.node_count,
-        stats.edge_count
+        wording::count(stats.node_count, "node"),
+        wording::count(stats.edge_count, "edge")
     )
-}
-
-fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
-    let watched = Watched::new(output);
-    let report = check_backup(store, reference, false, &watched.context)?;
-    drop(watched);
-    output.result(&report);
-    output.warnings(&report.warnings);
-    let path = &report.path;
-    if report.valid {
-        output.line(format!(
-            "{path}: every byte is as it was written ({}, {} ms)",
-            size(report.size),
-            report.duration_ms
-        ));
-        return Ok(true);
-    }
-    let is_whole_itself = report
-        .problems
-        .iter()
-        .all(|problem| problem.code == ProblemCode::Chain);
-    output.line(if is_whole_itself {
-        format!(
-            "{path}: cannot be restored, because a backup that it depends on is missing or DAMAGED"
-        )
-    } else {
-        format!("{path}: checksum mismatch, this backup is DAMAGED")
-    });
-    for problem in &report.problems {
-        output.line(format!(
-            "  {} [{}]",
-            translate(&problem.message),
-            code_of(&problem.code)
-        ));
-        if !problem.affects.is_empty() {
-            output.line(format!("    affects: {}", problem.affects.join(", ")));
-        }
-        output.line(format!("    to do: {}", translate(&problem.remedy)));
-    }
-    Ok(false)
-}
-
-/// Lists the backups and returns the exit status.
-fn list(store: &Store, output: &Output) -> Result<u8> {
-    store.assert_meant()?;
-    let listing = store.read()?;
-    let status = if listing.unread().next().is_some() {
-        LESS
-    } else {
-        0
-    };
-    output.result(&listing.backups);
-    output.late_warnings(&list_warnings(store, &listing));
-    let Listing { backups, unlisted } = listing;
-    if backups.is_empty() && unlisted.is_empty() {
-        output.line(format!("{} contains no backup", store.dir().display()));
-        return Ok(status);
-    }
-    output.line(format!(
-        "{:32} {:9} {:>9} {:20} {}",
-        "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"
-    ));
-    for unlisted in &unlisted {
-        output.line(format!(
-            "{:32} {:9} {:>9} {:20} {}",
-            unlisted.id,
-            "-",
-            "-",
-            "-",
-            mark(&unlisted.flaw)
-        ));
-    }
-    let broken = broken_chains(&backups);
-    for backup in &backups {
-        let why = broken.get(&backup.id).map(String::as_str);
-        output.line(format!(
-            "{:32} {:9} {:>9} {:20} {}{}",
-            backup.id,
-            code_of(&backup.kind),
-            size(backup.disk_size()),
-            date(backup.timestamp, &TimeZone::UTC),
-            marks(backup, store, why),
-            one_line(backup.description.as_deref().unwrap_or("")),
-        ));
-    }
-    Ok(status)
-}
-
-/// Returns the warnings about files that are not backups, about a store that lost its backups, and
-/// about the backup that `latest` selects.
-fn list_warnings(store: &Store, listing: &Listing) -> Vec<Warning> {
-    let Listing { backups, unlisted } = listing;
-    let mut warnings = Vec::new();
-    if let Some(first) = unlisted.first() {
-        let (count, dir) = (unlisted.len(), store.dir().display());
-        let message = format!(
-            "{count} archives or manifests in {dir} cannot be used as backups; the first: {}: {}",
-            first.archive,
-            first.why()
-        );
-        warnings.push(Warning::new(WarningCode::Store, message));
-    }
-    let own: Vec<Backup> = backups
-        .iter()
-        .filter(|backup| store.is_own(backup))
-        .cloned()
-        .collect();
-    let emptied = store
-        .home()
-        .and_then(|home| known_stores::emptied(home, store, &own));
-    warnings.extend(emptied);
-    let preferred = store.preferred(backups.to_vec());
-    if let Some(latest) = newest_good(&preferred) {
-        warnings.extend(store.doubts("latest", &latest.archive, None));
-    }
-    warnings
-}
-
-/// Returns the mark of a file that cannot be used as a backup.
-fn mark(flaw: &Flaw) -> &'static str {
-    match flaw {
-        Flaw::NoManifest => "[no manifest]",
-        Flaw::Misfit => "[archive does not match its manifest]",
-        Flaw::NoArchive => "[archive missing]",
-        Flaw::Unread(_) => "[cannot be read]",
-    }
-}
-
-/// Returns the marks of a backup, each with a space after it. `broken` says why its chain is broken.
-fn marks(backup: &Backup, store: &Store, broken: Option<&str>) -> String {
-    let is_other = store.home().is_some() && !store.is_of_project(backup);
-    let is_same_path = store.home().is_some() && store.is_of_path(backup);
-    let is_moved = store.home().is_some() && !is_other && !is_same_path && !store.is_own(backup);
-    let chain = broken.map(|why| {
-        format!(
-            "[chain broken: {}] ",
-            why.strip_prefix(&format!("{} ", backup.id)).unwrap_or(why)
-        )
-    });
-    let pinned = backup.pinned.as_ref().map(|pin| match &pin.reason {
-        None => "[pinned] ".into(),
-        Some(reason) => format!("[pinned: {}] ", one_line(reason)),
-    });
-    let marks = [
-        is_other.then(|| of_other(backup)),
-        is_moved.then(|| "[other path] ".into()),
-        is_same_path.then(|| of_path(backup)),
-        backup.encrypted.then(|| "[encrypted] ".into()),
-        backup.safety_backup.then(|| "[safety backup] ".into()),
-        backup
-            .flaw_of_source()
-            .map(|flaw| format!("[source {flaw}] ")),
-        chain,
-        backup.incomplete.then(|| "[incomplete] ".into()),
-        pinned,
-    ];
-    marks.into_iter().flatten().collect()
-}
-
-/// Names the project of a backup that may or may not be the present one.
-fn of_path(backup: &Backup) -> String {
-    let id = backup.project_id.as_deref().unwrap_or_default();
-    format!("[project {id}] ")
-}
-
-fn of_other(backup: &Backup) -> String {
-    match &backup.project_id {
-        Some(id) => format!("[other project: {id}] "),
-        None => "[other project] ".into(),
-    }
-}
-
-/// Joins the lines of a text that a user wrote, so that none of them can look like a backup in the
-/// list.
-fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
-}
-
-fn status(
-    root: &Path,
-    store: &Store,
-    settings: &Settings,
-    warnings: &[Warning],
-    output: &Output,
-) -> Result<()> {
-    let project = Project::open(root).ok();
-    let mut status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
-    let found = project.as_ref().map(Holder::find).transpose();
-    if let Err(error) = &found {
-        status.health.ok = false;
-        status.health.messages.push(format!(
-            "whether a service is running cannot be determined: {}",
-            error.message
-        ));
-    }
-    let service = found.unwrap_or_default().flatten();
-    // The store is in use: by the scheduled run, or by the writer that it waits for.
-    let is_in_progress = service.is_some() && store.is_in_use();
-    if is_in_progress {
-        status.health = status.health_when(false);
-    }
-    // An unusable setting may be one that backups depend on.
-    status.health.ok &= warnings.is_empty();
-    status
-        .health
-        .messages
-        .extend(warnings.iter().map(|warning| warning.message.clone()));
-    for message in &mut status.health.messages {
-        *message = translate(message);
-    }
-    let mut result = serde_json::to_value(&status).unwrap_or_default();
-    result["service"] = json!(service);
-    result["inProgress"] = json!(is_in_progress);
-    result["warnings"] = json!(warnings);
-    output.result(&result);
-    output.warnings(warnings);
-    let shown = project
-        .as_ref()
-        .zip(service.as_ref())
-        .map(|(project, service)| service.shown(project));
-    super::status::print_status(&status, shown.as_deref(), is_in_progress, output);
-    Ok(())
 }

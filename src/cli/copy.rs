@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{
-    Keep, Waiting,
+    args::{Keep, Waiting},
     interrupt::Watched,
     output::{Output, size},
+    reference,
 };
 use crate::{
     commands::copy::{CopyFailure, CopyOptions, CopyResult, copy},
@@ -82,7 +83,7 @@ impl CopyArgs {
             ..keep.set(&lower)
         };
         let options = CopyOptions {
-            ids: Some(self.copy.clone()).filter(|ids| !ids.is_empty()),
+            ids: self.ids(source)?,
             dry_run: self.dry_run,
             ..CopyOptions::with_limits(flags.over(lower))
         };
@@ -94,6 +95,13 @@ impl CopyArgs {
         drop(watched);
         print(&result, output);
         Ok(result.failed.is_empty())
+    }
+
+    /// Returns the ids of the backups that the user named; `None` if none is named.
+    fn ids(&self, source: &Store) -> Result<Option<Vec<String>>> {
+        let named = self.copy.iter();
+        let ids = named.map(|named| reference::id(source, named));
+        Ok(Some(ids.collect::<Result<Vec<_>>>()?).filter(|ids| !ids.is_empty()))
     }
 }
 
@@ -148,5 +156,5 @@ fn print(result: &CopyResult, output: &Output) {
         let message = format!("{id} was not copied: {} [{}]", error.message, error.code);
         Warning::new(WarningCode::Store, message)
     });
-    output.late_warnings(&Vec::from_iter(failed));
+    output.warnings(&Vec::from_iter(failed));
 }

@@ -6,18 +6,20 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    Common, Waiting,
+    args::{Common, StoreDir, Waiting, settings},
     integrity::print_issues,
     interrupt::Watched,
     key_args::KeyArgs,
     output::{Output, size},
-    store,
+    reference,
 };
 use crate::{
     commands::drill::{DrillOptions, DrillResult, drill},
-    config::Settings,
     error::{Code, Result},
-    util::age::age,
+    util::{
+        age::{age, duration},
+        wording,
+    },
     worker::client::WorkerMode,
 };
 
@@ -33,13 +35,11 @@ Exit status: 0 passed, 5 failed.")]
 pub struct DrillArgs {
     #[command(flatten)]
     pub common: Common,
-    /// The backup: a file, an id, or `latest`
+    /// The backup: a file, an id or the beginning of one, or `latest`
     #[arg(long, short, value_name = "FILE", default_value = "latest")]
     file: String,
-    /// Directory of the backups, or URL such as s3://bucket/prefix [default: `backup.dir` of the
-    /// settings, or .kg/backups]
-    #[arg(long, value_name = "DIR")]
-    backup_dir: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreDir,
     #[command(flatten)]
     keys: KeyArgs,
     /// Directory in which the temporary directory is created [default: the system's directory for
@@ -52,27 +52,21 @@ pub struct DrillArgs {
 
 pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
-    let mut unusable = Vec::new();
-    let settings = Settings::read(&root, &mut unusable);
-    output.late_warnings(&unusable);
-    let store = args.keys.on(
-        store(args.backup_dir.as_ref(), &root, &settings)?,
-        &[],
-        &settings,
-        &root,
-    );
-    let archive = store.locate(&args.file)?;
+    let settings = settings(&root, output);
+    let store = args.store.open(&root, &settings)?;
+    let store = args.keys.on(store, &[], &settings, &root);
+    let backup = reference::complete(&store, &args.file)?;
+    let archive = store.locate(&backup)?;
     let store = args.keys.unlock(store, &archive, false)?;
     let options = DrillOptions {
-        backup: args.file.clone(),
+        backup,
         directory: args.directory.clone(),
         lock_timeout: args.waiting.timeout(),
     };
     let watched = Watched::new(output);
-    let mut result = drill(&store, &options, &WorkerMode::InProcess, &watched.context)?;
+    let result = drill(&store, &options, &WorkerMode::InProcess, &watched.context)?;
     drop(watched);
     print_result(&result, output);
-    result.warnings.extend(unusable);
     output.result(&result);
     Ok(if result.passed {
         0
@@ -86,13 +80,14 @@ fn print_result(result: &DrillResult, output: &Output) {
         id, nodes, edges, ..
     } = result;
     output.warnings(&result.warnings);
-    let (files, bytes) = (result.files_restored, size(result.bytes_restored));
+    let files = wording::count(result.files_restored, "file");
+    let bytes = size(result.bytes_restored);
     output.line(format!("Drill with {id}"));
     output.line(format!(
-        "  restored  {files} files ({bytes}) in {} ms",
-        result.restore_ms
+        "  restored  {files} ({bytes}) in {}",
+        duration(result.restore_ms)
     ));
-    output.line(format!("  checked   in {} ms", result.check_ms));
+    output.line(format!("  checked   in {}", duration(result.check_ms)));
     output.line(format!("  nodes     {} of {}", nodes.found, nodes.expected));
     output.line(format!("  edges     {} of {}", edges.found, edges.expected));
     output.line(format!(

@@ -12,20 +12,20 @@
 use std::{
     collections::HashSet,
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::{Command, Stdio},
 };
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Common, finish, output::Output};
+use super::{args::Common, output::Output};
 use crate::{
     config::backup_config::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result, Warning, WarningCode},
     integrity::{SCRATCH_PREFIX, vectors},
     project::{Project, database_path, discover::no_database},
     sqlite::snapshot::{self, Capture, Conditions},
-    util::{operation::CancelToken, regular_file, temp_dir::Scratch},
+    util::{operation::CancelToken, regular_file, temp_dir::Scratch, wording},
 };
 
 const COMMAND_VARIABLE: &str = "KG_VECTORS_COMMAND";
@@ -38,7 +38,7 @@ Examples:
   kg graph --regenerate-vectors --strict                          exit with 4 if one is missing")]
 pub struct GraphArgs {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     /// Find the nodes that have no vector, and run the command that creates vectors
     #[arg(long, required = true)]
     regenerate_vectors: bool,
@@ -51,19 +51,15 @@ pub struct GraphArgs {
     strict: bool,
 }
 
-pub fn run(args: &GraphArgs) -> ExitCode {
-    let output = Output::new(&args.common);
+pub fn run(args: &GraphArgs, output: &Output) -> Result<u8> {
     let command = args
         .command
         .clone()
         .or_else(|| std::env::var(COMMAND_VARIABLE).ok())
         .filter(|text| !text.is_empty());
-    let done = args.common.root().and_then(|root| Project::open(&root));
-    finish(
-        &output,
-        done.and_then(|project| regenerate(&project, command.as_deref(), args.strict, &output))
-            .map(|()| true),
-    )
+    let project = Project::open(&args.common.root()?)?;
+    regenerate(&project, command.as_deref(), args.strict, output)?;
+    Ok(0)
 }
 
 fn regenerate(
@@ -76,8 +72,9 @@ fn regenerate(
     let ran = match command {
         Some(command) if nodes.without > 0 => {
             output.line(format!(
-                "{} of {} nodes have no vector; running: {command}",
-                nodes.without, nodes.all
+                "{} of {} without a vector; running: {command}",
+                nodes.without,
+                wording::count(nodes.all, "node")
             ));
             execute(project, command, output)?;
             nodes = Nodes::count(project)?;
@@ -100,7 +97,10 @@ fn regenerate(
         &json!({ "nodes": nodes.all, "missing": nodes.without, "ran": ran, "warnings": warnings }),
     );
     if warnings.is_empty() {
-        output.line(format!("Each of {} nodes has a vector", nodes.all));
+        output.line(format!(
+            "Each of {} has a vector",
+            wording::count(nodes.all, "node")
+        ));
     }
     Ok(())
 }
@@ -131,8 +131,10 @@ impl Nodes {
 
     fn missing(&self, ran: bool) -> Error {
         let found = format!(
-            "{} of {} nodes have no vector in .kg/vectors.db or .kg/vectors/index.json",
-            self.without, self.all
+            "{} of {} {} no vector in .kg/vectors.db or .kg/vectors/index.json",
+            self.without,
+            wording::count(self.all, "node"),
+            wording::agree(self.without, "has", "have")
         );
         if ran {
             let remedy = "See the output of the command; it exited without an error";
@@ -200,7 +202,7 @@ fn execute(project: &Project, command: &str, output: &Output) -> Result<()> {
         .args(["-c", command])
         .current_dir(project.root())
         .stdin(Stdio::null());
-    if output.json {
+    if output.is_json() {
         // Standard output contains only the JSON result.
         shell.stdout(Stdio::null());
     }

@@ -1,27 +1,24 @@
 //! `kg diag health`: the state of the project and its backups, once or repeatedly.
 
 use std::{
-    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
 use clap::Args;
 use jiff::Timestamp;
-use serde_json::json;
 
 use super::{
-    Common, Waiting,
+    args::{Common, StoreDir, Waiting},
     integrity::{print_issues, status_of},
     interrupt::Watched,
     output::{Output, size},
-    store,
 };
 use crate::{
     config::Settings,
     error::{Error, Result},
     service::health::{Health, HealthOptions, Service, health},
-    util::{age::age as age_of, operation::CancelToken},
+    util::{age::age as age_of, operation::CancelToken, wording},
     worker::client::WorkerMode,
 };
 
@@ -46,10 +43,8 @@ pub struct HealthArgs {
     /// Check the whole database: its structure, full-text indexes and rows
     #[arg(long)]
     check_db: bool,
-    /// Directory of the backups, or URL such as s3://bucket/prefix [default: `backup.dir` of the
-    /// settings, or .kg/backups]
-    #[arg(long, value_name = "DIR")]
-    backup_dir: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreDir,
     /// Fail if the newest good backup is older than this, such as 90s, 30m, 24h or 7d, or if there
     /// is none [default: a warning after 8d]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -88,7 +83,7 @@ pub(super) fn parse_duration(text: &str) -> std::result::Result<Duration, String
 pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let settings = Settings::read(&root, &mut Vec::new());
-    let store = store(args.backup_dir.as_ref(), &root, &settings)?;
+    let store = args.store.open(&root, &settings)?;
     let options = HealthOptions {
         root,
         settings,
@@ -108,7 +103,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
             return Ok(status_of(&found.issues));
         }
         match found {
-            Ok(found) if output.json => output.json_line(&found),
+            Ok(found) if output.is_json() => output.stream(&found, status_of(&found.issues)),
             Ok(found) => {
                 output.line(format!(
                     "── {}",
@@ -118,10 +113,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
             }
             // The watch continues after an error: a locked database or a project that is missing
             // for a moment is exactly what a watch should report.
-            Err(error) if !watched.context.cancel.is_cancelled() && output.json => {
-                output.json_line(&json!({ "error": error }));
-            }
-            Err(error) if !watched.context.cancel.is_cancelled() => output.error(&error),
+            Err(error) if !watched.context.cancel.is_cancelled() => output.stream_error(&error),
             Err(error) => return Err(error),
         }
         wait(
@@ -144,7 +136,11 @@ fn wait(until: Instant, cancel: &CancelToken) -> Result<()> {
 
 fn print_health(health: &Health, output: &Output) {
     let (checked, backups) = (&health.checked, &health.backups);
-    let of_database = format!("{} nodes, {} edges", checked.nodes, checked.edges);
+    let of_database = format!(
+        "{}, {}",
+        wording::count(checked.nodes, "node"),
+        wording::count(checked.edges, "edge")
+    );
     output.line(format!(
         "Database  {} ({}; {of_database})",
         checked.database.display(),

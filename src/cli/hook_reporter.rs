@@ -91,6 +91,6 @@ impl HookReporter {
                 warnings.push(Warning::new(WarningCode::Hook, message));
             }
         }
-        output.late_warnings(&warnings);
+        output.warnings(&warnings);
     }
 }

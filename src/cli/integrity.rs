@@ -1,27 +1,22 @@
 //! `kg diag integrity` and `kg diag repair`: check a project, and repair what can be repaired.
 
-use std::{
-    io::{self, IsTerminal},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::{
-    Common, Waiting,
+    args::{Common, Waiting, settings, store},
+    confirm,
     interrupt::Watched,
     key_args::{KeyArgs, lockable},
     option_flags::translate,
-    output::{Output, code_of},
-    restore::confirmed,
-    store,
+    output::{LESS, Output, code_of},
 };
 use crate::{
     commands::{
         check::{Inspection, Repair, inspect, repair},
         configured,
     },
-    config::Settings,
     error::{Code, Error, Result},
     integrity::{
         Scope,
@@ -32,11 +27,9 @@ use crate::{
     project::Project,
     salvage::report::LostBy,
     store::Store,
+    util::{age::duration, wording},
     worker::client::WorkerMode,
 };
-
-/// The exit status of a repair that did not recover everything.
-const DONE_BUT_INCOMPLETE: u8 = 6;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -65,8 +58,8 @@ pub struct IntegrityArgs {
     /// Repair what can be repaired, after making a backup
     #[arg(long, conflicts_with_all = ["no_database", "no_files", "no_vectors"])]
     repair: bool,
-    /// Directory for the backup before a repair [default: `backup.dir` of the settings, or
-    /// .kg/backups]
+    /// Directory for the backup before a repair [default: $KG_BACKUP_DIR, `backup.dir` of the
+    /// settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     /// Do not encrypt the backup before a repair, whatever the settings say
@@ -99,8 +92,8 @@ pub struct RepairArgs {
     /// Repair without asking
     #[arg(long)]
     auto: bool,
-    /// Directory for the backup before the repair [default: `backup.dir` of the settings, or
-    /// .kg/backups]
+    /// Directory for the backup before the repair [default: $KG_BACKUP_DIR, `backup.dir` of the
+    /// settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     /// Do not encrypt the backup before a repair, whatever the settings say
@@ -172,12 +165,13 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
             .iter()
             .filter(|issue| issue.repairable)
             .count();
-        let may_ask =
-            can_do > 0 && !output.json && io::stdin().is_terminal() && io::stderr().is_terminal();
+        let may_ask = can_do > 0 && !output.is_json() && confirm::may_ask();
         if may_ask {
             print_inspection(&before, output);
         }
-        if !may_ask || !confirmed(&format!("Repair {can_do} of these, after a backup?"))? {
+        if !may_ask
+            || !confirm::answered_yes(&format!("Repair {can_do} of these, after a backup?"))?
+        {
             drop(watched);
             if !may_ask {
                 output.result(&before);
@@ -233,16 +227,15 @@ fn safety_store(
     else {
         return dir.map(|dir| Store::at(dir)).transpose();
     };
-    let mut unusable = Vec::new();
-    let settings = Settings::read(root, &mut unusable);
-    output.late_warnings(&unusable);
+    let settings = settings(root, output);
     let said = keys.said(&[], false, no_encrypt);
-    let store = store(dir, root, &settings)?.as_set(configured::encrypts(&settings, said));
+    let store = store(dir.map(PathBuf::as_path), root, &settings)?
+        .as_set(configured::encrypts(&settings, said));
     lockable(keys.on(store, &[], &settings, root).for_recovery()).map(Some)
 }
 
 fn check_target(common: &Common, path: Option<&PathBuf>) -> Result<CheckTarget> {
-    Ok(match (path, &common.project) {
+    Ok(match (path, &common.named_project()) {
         (Some(path), Some(_)) if path.is_dir() => {
             return Err(Error::invalid(
                 "PATH is a directory, and `--project` names one too",
@@ -264,7 +257,7 @@ fn status_after(inspection: &Inspection) -> u8 {
             .as_ref()
             .is_some_and(|repair| !repair.is_complete()) =>
         {
-            DONE_BUT_INCOMPLETE
+            LESS
         }
         status => status,
     }
@@ -289,8 +282,10 @@ fn print_inspection(inspection: &Inspection, output: &Output) {
     print_issues(&inspection.issues, output);
     let checked = &inspection.checked;
     let what = format!(
-        "{} nodes, {} edges, {} vectors",
-        checked.nodes, checked.edges, checked.vectors
+        "{}, {}, {}",
+        wording::count(checked.nodes, "node"),
+        wording::count(checked.edges, "edge"),
+        wording::count(checked.vectors, "vector")
     );
     let verdict = if inspection.healthy {
         "is healthy"
@@ -298,9 +293,9 @@ fn print_inspection(inspection: &Inspection, output: &Output) {
         "is NOT HEALTHY"
     };
     output.line(format!(
-        "{} {verdict} ({what}; {} ms)",
+        "{} {verdict} ({what}; {})",
         checked.database.display(),
-        inspection.duration_ms
+        duration(inspection.duration_ms)
     ));
 }
 
@@ -340,7 +335,7 @@ fn print_repair(repair: &Repair, output: &Output) {
     }
     for action in &repair.actions {
         let moved = if action.rows_removed > 0 {
-            format!(": {} rows", action.rows_removed)
+            format!(": {}", wording::count(action.rows_removed, "row"))
         } else {
             String::new()
         };
@@ -374,14 +369,16 @@ fn print_salvage(salvage: &Salvage, output: &Output) {
             LostBy::Estimate => format!("about {} lost", table.rows_lost),
         };
         output.line(format!(
-            "         {}: {} rows saved, {lost}",
-            table.name, table.rows_recovered
+            "         {}: {} saved, {lost}",
+            table.name,
+            wording::count(table.rows_recovered, "row")
         ));
     }
     if let Some(found) = &report.lost_and_found {
         output.line(format!(
-            "         {}: {} rows of an unknown table",
-            found.table, found.rows
+            "         {}: {} of an unknown table",
+            found.table,
+            wording::count(found.rows, "row")
         ));
     }
     for object in &report.objects {

@@ -76,7 +76,8 @@ impl Drop for Watched {
 }
 
 fn style() -> ProgressStyle {
-    let template = "{msg:9} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
+    // The bar takes what the text leaves of the terminal.
+    let template = "{msg:9} [{wide_bar}] {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")

@@ -2,7 +2,6 @@
 //! a passphrase.
 
 use std::{
-    env,
     io::{self, IsTerminal},
     path::{Path, PathBuf},
 };
@@ -10,6 +9,7 @@ use std::{
 use age::secrecy::{ExposeSecret, SecretString};
 use clap::Args;
 
+use super::args::of_environment;
 use crate::{
     archive::{
         encryption::{
@@ -84,8 +84,8 @@ impl KeyArgs {
             .keys(root, &WorkerMode::InProcess);
         let keys = opening.keys(root, &WorkerMode::InProcess).sealing_as(&new);
         let is_given = self.are_given()
-            || named_by(PASSPHRASE_FILE)
-                .or(named_by(IDENTITY_FILE))
+            || of_environment(PASSPHRASE_FILE)
+                .or(of_environment(IDENTITY_FILE))
                 .is_some();
         let keys = if is_given { keys.given() } else { keys };
         store.with_keys(keys.requiring_encryption(self.require_encryption))
@@ -94,7 +94,10 @@ impl KeyArgs {
     /// Returns the keys that open backups: those of the call, else of the environment, else of the
     /// settings.
     fn opening(&self, set: &KeySource) -> KeySource {
-        let (passphrase_file, identity_file) = (named_by(PASSPHRASE_FILE), named_by(IDENTITY_FILE));
+        let (passphrase_file, identity_file) = (
+            of_environment(PASSPHRASE_FILE),
+            of_environment(IDENTITY_FILE),
+        );
         let (passphrase_files, identity_files) = if self.are_given() {
             (self.passphrase_file.clone(), self.identity.clone())
         } else if passphrase_file.is_some() || identity_file.is_some() {
@@ -129,7 +132,7 @@ impl KeyArgs {
         if !self.passphrase_file.is_empty() {
             return by_passphrase(self.passphrase_file.clone());
         }
-        match named_by(PASSPHRASE_FILE) {
+        match of_environment(PASSPHRASE_FILE) {
             Some(file) if set.recipients.is_empty() => by_passphrase(vec![file]),
             _ => set,
         }
@@ -142,7 +145,7 @@ impl KeyArgs {
             .open()
             .and_then(lock_of)
             .map_err(|cause| unreadable(archive, cause))?;
-        let is_given = self.are_given() || named_by(PASSPHRASE_FILE).is_some();
+        let is_given = self.are_given() || of_environment(PASSPHRASE_FILE).is_some();
         // The file that the settings name may be missing. The user can then still type the
         // passphrase.
         let is_named = || (is_given || !ask) && store.keys().fit(Lock::Passphrase).unwrap_or(false);
@@ -164,13 +167,6 @@ impl KeyArgs {
         };
         Ok(store.with_keys(keys))
     }
-}
-
-/// Returns the file that the environment variable names.
-fn named_by(variable: &str) -> Option<PathBuf> {
-    env::var_os(variable)
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)
 }
 
 /// Returns the store with a key for a new backup if that is to be encrypted. If no key is named,

@@ -1,4 +1,5 @@
-//! The actions of `kg diag backup` on one existing backup: delete, pin, unpin and consolidate.
+//! The actions on one existing backup: `kg diag pin`, `unpin`, `delete` and `consolidate`, which are
+//! also flags of `kg diag backup`.
 
 use std::time::Duration;
 
@@ -6,8 +7,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
+    args::{Common, StoreDir, Waiting, settings},
+    confirm,
     interrupt::Watched,
+    key_args::KeyArgs,
     output::{Output, size},
+    reference,
 };
 use crate::{
     archive::block::Compression,
@@ -15,119 +20,242 @@ use crate::{
         consolidate::consolidate,
         manage::{delete, pin, unpin},
     },
+    config::backup_config::BackupConfig,
     error::{Result, WarningCode},
     store::{Backup, Store},
+    util::wording,
 };
 
 #[derive(Debug, Args)]
-pub struct Manage {
-    /// Remove a backup
+pub struct PinArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The backup: an id or the beginning of one, a file of the store, or `latest`
+    #[arg(value_name = "BACKUP")]
+    backup: String,
+    /// Why the backup is pinned
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    #[command(flatten)]
+    store: StoreDir,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(Debug, Args)]
+pub struct UnpinArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The backup: an id or the beginning of one, a file of the store, or `latest`
+    #[arg(value_name = "BACKUP")]
+    backup: String,
+    #[command(flatten)]
+    store: StoreDir,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The backup: an id or the beginning of one, a file of the store, or `latest`
+    #[arg(value_name = "BACKUP")]
+    backup: String,
+    /// Also remove the backups that depend on it
+    #[arg(long)]
+    cascade: bool,
+    /// Confirm it if $KG_CONFIRM is `always`
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    store: StoreDir,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(Debug, Args)]
+pub struct ConsolidateArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The backup: an id or the beginning of one, a file of the store, or `latest`
+    #[arg(value_name = "BACKUP")]
+    backup: String,
+    #[command(flatten)]
+    store: StoreDir,
+    #[command(flatten)]
+    keys: KeyArgs,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+/// Returns the store of a command that opens no archive.
+fn opened(common: &Common, dir: &StoreDir, output: &Output) -> Result<Store> {
+    let root = common.root()?;
+    dir.open(&root, &settings(&root, output))
+}
+
+pub fn run_pin(args: &PinArgs, output: &Output) -> Result<u8> {
+    let store = opened(&args.common, &args.store, output)?;
+    let action = Action::Pin(&args.backup, args.reason.clone());
+    action.run(&store, args.waiting.timeout(), output)
+}
+
+pub fn run_unpin(args: &UnpinArgs, output: &Output) -> Result<u8> {
+    let store = opened(&args.common, &args.store, output)?;
+    Action::Unpin(&args.backup).run(&store, args.waiting.timeout(), output)
+}
+
+pub fn run_delete(args: &DeleteArgs, output: &Output) -> Result<u8> {
+    if !args.yes {
+        confirm::require()?;
+    }
+    let store = opened(&args.common, &args.store, output)?;
+    let action = Action::Delete(&args.backup, args.cascade);
+    action.run(&store, args.waiting.timeout(), output)
+}
+
+pub fn run_consolidate(args: &ConsolidateArgs, output: &Output) -> Result<u8> {
+    let root = args.common.root()?;
+    let settings = settings(&root, output);
+    let store = args.store.open(&root, &settings)?;
+    let store = args.keys.on(store, &[], &settings, &root);
+    let compression = BackupConfig::of(&settings).compression();
+    let action = Action::Consolidate(&args.backup, compression, &args.keys);
+    action.run(&store, args.waiting.timeout(), output)
+}
+
+/// The actions as flags of `kg diag backup`.
+#[derive(Debug, Args)]
+pub struct ManageFlags {
+    /// Remove a backup, as `kg diag delete` does
     #[arg(long, value_name = "ID", group = "instead")]
     delete: Option<String>,
     /// Also remove the backups that depend on it
     #[arg(long, requires = "delete")]
     cascade: bool,
-    /// Keep a backup until it is unpinned; retention and --delete do not remove it
+    /// Confirm --delete if $KG_CONFIRM is `always`
+    #[arg(long, requires = "delete")]
+    yes: bool,
+    /// Keep a backup until it is unpinned, as `kg diag pin` does
     #[arg(long, value_name = "ID", group = "instead")]
     pin: Option<String>,
     /// Why the backup is pinned
     #[arg(long, value_name = "TEXT", requires = "pin")]
     reason: Option<String>,
-    /// Remove the pin of a backup
+    /// Remove the pin of a backup, as `kg diag unpin` does
     #[arg(long, value_name = "ID", group = "instead")]
     unpin: Option<String>,
-    /// Write a full backup from the chain of an incremental one
+    /// Write a full backup from the chain of an incremental one, as `kg diag consolidate` does
     #[arg(long, value_name = "ID", group = "instead")]
     consolidate: Option<String>,
 }
 
-impl Manage {
-    pub fn is_asked_for(&self) -> bool {
-        [&self.delete, &self.pin, &self.unpin, &self.consolidate]
-            .iter()
-            .any(|id| id.is_some())
-    }
-
-    /// Returns the backup whose archive the action opens.
-    pub fn opens(&self) -> Option<&str> {
-        self.consolidate.as_deref()
-    }
-
-    /// Runs the requested action; `None` if no action was requested.
-    pub fn run(
-        &self,
-        store: &Store,
-        compression: Compression,
-        lock_timeout: Duration,
-        output: &Output,
-    ) -> Option<Result<()>> {
-        if let Some(id) = &self.delete {
-            return Some(self.delete(store, id, lock_timeout, output));
+impl ManageFlags {
+    /// Fails with `KG_NOT_CONFIRMED` if the action needs a confirmation.
+    pub fn assert_confirmed(&self) -> Result<()> {
+        match self.delete.is_some() && !self.yes {
+            true => confirm::require(),
+            false => Ok(()),
         }
-        if let Some(id) = &self.consolidate {
-            return Some(run_consolidate(
-                store,
-                id,
-                compression,
-                lock_timeout,
-                output,
-            ));
-        }
-        (self.pin.is_some() || self.unpin.is_some()).then(|| self.pin(store, lock_timeout, output))
     }
 
-    fn delete(
-        &self,
-        store: &Store,
-        id: &str,
-        lock_timeout: Duration,
-        output: &Output,
-    ) -> Result<()> {
-        let watched = Watched::new(output);
-        let before = store.read()?.backups;
-        let deleted = delete(store, id, self.cascade, lock_timeout, &watched.context)?;
-        drop(watched);
-        output.result(&json!({ "deleted": deleted }));
-        deleted
-            .iter()
-            .for_each(|id| output.line(format!("Deleted {id}")));
-        let linked = before
-            .iter()
-            .filter(|backup| deleted.contains(&backup.id))
-            .filter_map(Backup::left_behind);
-        output.late_warnings(&Vec::from_iter(linked));
-        Ok(())
-    }
-
-    fn pin(&self, store: &Store, lock_timeout: Duration, output: &Output) -> Result<()> {
-        let watched = Watched::new(output);
-        let backup = match (&self.pin, &self.unpin) {
-            (Some(id), _) => pin(
-                store,
-                id,
-                self.reason.clone(),
-                lock_timeout,
-                &watched.context,
-            )?,
-            (None, id) => unpin(
-                store,
-                id.as_deref().unwrap_or_default(),
-                lock_timeout,
-                &watched.context,
-            )?,
+    /// Returns the action that the flags ask for.
+    pub fn action<'a>(&'a self, compression: Compression, keys: &'a KeyArgs) -> Option<Action<'a>> {
+        let delete = self
+            .delete
+            .as_deref()
+            .map(|id| Action::Delete(id, self.cascade));
+        let pin = || Some(Action::Pin(self.pin.as_deref()?, self.reason.clone()));
+        let unpin = || self.unpin.as_deref().map(Action::Unpin);
+        let consolidate = || {
+            let id = self.consolidate.as_deref()?;
+            Some(Action::Consolidate(id, compression, keys))
         };
-        drop(watched);
-        output.result(&backup);
-        print_store_warnings(&backup, output);
-        output.line(match backup.pinned {
-            Some(_) => format!(
-                "Pinned {}: nothing removes it until `kg diag backup --unpin {0}`",
-                backup.id
-            ),
-            None => format!("Unpinned {}", backup.id),
-        });
-        Ok(())
+        delete.or_else(pin).or_else(unpin).or_else(consolidate)
     }
+}
+
+/// An action on the backup that a user names.
+pub enum Action<'a> {
+    Delete(&'a str, bool),
+    Pin(&'a str, Option<String>),
+    Unpin(&'a str),
+    Consolidate(&'a str, Compression, &'a KeyArgs),
+}
+
+impl Action<'_> {
+    /// Runs the action and returns the exit status.
+    pub fn run(self, store: &Store, lock_timeout: Duration, output: &Output) -> Result<u8> {
+        let (Action::Delete(named, _)
+        | Action::Pin(named, _)
+        | Action::Unpin(named)
+        | Action::Consolidate(named, ..)) = &self;
+        let id = reference::id(store, named)?;
+        match self {
+            Action::Delete(_, cascade) => delete_backup(store, &id, cascade, lock_timeout, output),
+            Action::Pin(_, reason) => pin_backup(store, &id, reason, lock_timeout, output),
+            Action::Unpin(_) => unpin_backup(store, &id, lock_timeout, output),
+            Action::Consolidate(_, compression, keys) => {
+                let archive = store.locate(&id)?;
+                let store = keys.unlock(store.clone(), &archive, false)?;
+                consolidate_backup(&store, &id, compression, lock_timeout, output)
+            }
+        }?;
+        Ok(0)
+    }
+}
+
+fn delete_backup(
+    store: &Store,
+    id: &str,
+    cascade: bool,
+    lock_timeout: Duration,
+    output: &Output,
+) -> Result<()> {
+    let watched = Watched::new(output);
+    let before = store.read()?.backups;
+    let deleted = delete(store, id, cascade, lock_timeout, &watched.context)?;
+    drop(watched);
+    output.result(&json!({ "deleted": deleted }));
+    deleted
+        .iter()
+        .for_each(|id| output.line(format!("Deleted {id}")));
+    let linked = before
+        .iter()
+        .filter(|backup| deleted.contains(&backup.id))
+        .filter_map(Backup::left_behind);
+    output.warnings(&Vec::from_iter(linked));
+    Ok(())
+}
+
+fn pin_backup(
+    store: &Store,
+    id: &str,
+    reason: Option<String>,
+    lock_timeout: Duration,
+    output: &Output,
+) -> Result<()> {
+    let watched = Watched::new(output);
+    let backup = pin(store, id, reason, lock_timeout, &watched.context)?;
+    drop(watched);
+    output.result(&backup);
+    print_store_warnings(&backup, output);
+    output.line(format!(
+        "Pinned {}: nothing removes it until `kg diag unpin {0}`",
+        backup.id
+    ));
+    Ok(())
+}
+
+fn unpin_backup(store: &Store, id: &str, lock_timeout: Duration, output: &Output) -> Result<()> {
+    let watched = Watched::new(output);
+    let backup = unpin(store, id, lock_timeout, &watched.context)?;
+    drop(watched);
+    output.result(&backup);
+    print_store_warnings(&backup, output);
+    output.line(format!("Unpinned {}", backup.id));
+    Ok(())
 }
 
 /// Prints warnings about the store. Warnings from the time of the backup are not repeated.
@@ -140,7 +268,7 @@ fn print_store_warnings(backup: &Backup, output: &Output) {
     output.warnings(&warnings.cloned().collect::<Vec<_>>());
 }
 
-fn run_consolidate(
+fn consolidate_backup(
     store: &Store,
     id: &str,
     compression: Compression,
@@ -157,9 +285,10 @@ fn run_consolidate(
         "  id        {}, with the content of {id} and without a base",
         backup.id
     ));
-    let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));
+    let files = wording::count(backup.stats.total_files, "file");
+    let from = size(backup.stats.total_size);
     output.line(format!(
-        "  size      {} ({files} files, {from} before compression)",
+        "  size      {} ({files}, {from} before compression)",
         size(backup.size)
     ));
     output.line(format!("  checksum  {}", backup.checksum));

@@ -6,10 +6,12 @@
 use serde_json::Value;
 
 /// The flags for each option of the API. An option that several flags set has all of them.
-const FLAGS: [(&str, &[&str]); 21] = [
+const FLAGS: [(&str, &[&str]); 24] = [
     ("backupDir", &["--backup-dir"]),
+    ("backupIds", &["--copy"]),
     ("basedOn", &["--base-backup"]),
     ("cascade", &["--cascade"]),
+    ("compressionLevel", &["--level"]),
     ("directory", &["--directory"]),
     ("encrypt: false", &["--no-encrypt"]),
     ("encryption.identityFile", &["--identity"]),
@@ -32,16 +34,35 @@ const FLAGS: [(&str, &[&str]); 21] = [
     ("strict", &["--strict"]),
     ("forceRead", &["--force-read"]),
     ("targetDir", &["--target"]),
+    ("type", &["--type"]),
 ];
+
+/// The option of an object store, which `kg` takes from the environment.
+const OF_STORE: &str = " in `storageOptions`";
 
 /// Returns a message or remedy with the flags in place of the options that it names in backquotes.
 pub fn translate(text: &str) -> String {
     FLAGS
         .iter()
-        .fold(text.to_string(), |text, (option, flags)| {
+        .fold(of_environment(text), |text, (option, flags)| {
             let quoted: Vec<String> = flags.iter().map(|flag| format!("`{flag}`")).collect();
             text.replace(&format!("`{option}`"), &quoted.join(" or "))
         })
+}
+
+/// Removes the options of an object store for which the text names the environment too.
+fn of_environment(text: &str) -> String {
+    let mut text = text.to_string();
+    let of_both = format!("{OF_STORE} or ");
+    while let Some(at) = text.find(&of_both) {
+        let before = text.get(..at).unwrap_or_default();
+        let option = before.trim_end_matches('`').rfind('`').unwrap_or(at);
+        text.replace_range(option..at + of_both.len(), "");
+    }
+    text.replace(
+        &format!("{OF_STORE} and the environment"),
+        " in the environment",
+    )
 }
 
 /// Translates each error, warning, issue and problem in a result: the objects with a code and a
@@ -109,6 +130,14 @@ mod tests {
                 "run `kg diag restore --file latest` by force",
             ),
             ("/data/force`d is not keep", "/data/force`d is not keep"),
+            (
+                "Check `endpoint` in `storageOptions` or AWS_ENDPOINT_URL: it",
+                "Check AWS_ENDPOINT_URL: it",
+            ),
+            (
+                "Check `endpoint` and the credentials in `storageOptions` and the environment",
+                "Check `endpoint` and the credentials in the environment",
+            ),
         ] {
             assert_eq!(translate(text), shown);
         }

@@ -5,6 +5,7 @@
 //! that succeeded becomes an error.
 
 use std::{
+    cell::RefCell,
     io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
@@ -12,91 +13,174 @@ use std::{
 };
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{Common, option_flags};
+use super::{args::Common, option_flags};
 use crate::{
     error::{Error, Warning},
     sqlite::check::IntegrityStatus,
     store::Backup,
 };
 
-/// The format and the amount of output.
-#[derive(Debug, Default, Clone, Copy)]
+/// The version of the object that `--json` prints. It changes if a field of the envelope changes
+/// its meaning or disappears. New fields do not change it.
+pub const ENVELOPE_VERSION: u32 = 1;
+
+/// The output of one command.
+///
+/// For a person, everything is printed immediately. With `--json`, the results and warnings are
+/// collected, and [`Output::end`] prints them as one object.
+#[derive(Debug)]
 pub struct Output {
-    pub json: bool,
-    quiet: bool,
+    command: String,
+    is_json: bool,
+    is_quiet: bool,
+    collected: RefCell<Collected>,
+}
+
+/// What the object of `--json` will contain.
+#[derive(Debug, Default)]
+struct Collected {
+    result: Option<Value>,
+    error: Option<Value>,
+    warnings: Vec<Value>,
+    /// Several objects, each on one line, are printed instead of one.
+    is_stream: bool,
 }
 
 impl Output {
-    /// Returns an output for use before the arguments are known.
-    pub fn of_json(json: bool) -> Self {
-        Output { json, quiet: false }
+    /// Returns the output of a command, such as `diag backup`.
+    pub fn new(command: impl Into<String>, common: &Common) -> Self {
+        Output {
+            is_quiet: common.quiet,
+            ..Output::of_json(command, common.json)
+        }
     }
 
-    pub fn new(common: &Common) -> Self {
+    /// Returns the output of a command whose other arguments are unknown.
+    pub fn of_json(command: impl Into<String>, is_json: bool) -> Self {
         Output {
-            json: common.json,
-            quiet: common.quiet,
+            command: command.into(),
+            is_json,
+            is_quiet: false,
+            collected: RefCell::default(),
         }
+    }
+
+    pub fn is_json(&self) -> bool {
+        self.is_json
     }
 
     /// Returns whether a progress bar is shown: only on a terminal.
     pub fn shows_progress(&self) -> bool {
-        !self.json && !self.quiet && io::stderr().is_terminal()
+        !self.is_json && !self.is_quiet && io::stderr().is_terminal()
     }
 
     /// Prints a line for a person; nothing with `--json` or `--quiet`.
     pub fn line(&self, text: impl AsRef<str>) {
-        if !self.json && !self.quiet {
-            self.raw(format!("{}\n", printable(text.as_ref())).as_bytes());
+        if !self.is_json && !self.is_quiet {
+            raw(format!("{}\n", printable(text.as_ref())).as_bytes());
         }
     }
 
-    /// Prints the result as JSON with `--json`; nothing otherwise.
+    /// Sets the result of the command for `--json`.
     pub fn result(&self, result: &impl Serialize) {
-        if self.json {
-            self.raw(format!("{:#}\n", translated(result)).as_bytes());
+        if self.is_json {
+            self.collected.borrow_mut().result = Some(translated(result));
         }
     }
 
-    /// Prints one of several results as one line of JSON.
-    pub fn json_line(&self, result: &impl Serialize) {
-        self.raw(format!("{}\n", translated(result)).as_bytes());
-    }
-
-    pub fn raw(&self, bytes: &[u8]) {
-        let mut out = io::stdout().lock();
-        if let Err(cause) = out.write_all(bytes).and_then(|()| out.flush()) {
-            lost(cause);
+    /// Prints one of several results for `--json`, as an object on one line.
+    pub fn stream(&self, result: &impl Serialize, exit_status: u8) {
+        if self.is_json {
+            self.result(result);
+            self.collected.borrow_mut().is_stream = true;
+            self.end(exit_status);
         }
     }
 
-    /// Prints warnings to standard error; nothing with `--json`, because they are part of the
-    /// result.
+    /// Prints the error of one of several attempts.
+    pub fn stream_error(&self, error: &Error) {
+        self.error(error);
+        if self.is_json {
+            self.collected.borrow_mut().is_stream = true;
+            self.end(error.code.exit_status());
+        }
+    }
+
+    /// Prints warnings to standard error. With `--json`, they become part of the object instead.
     pub fn warnings(&self, warnings: &[Warning]) {
-        if !self.json {
-            self.late_warnings(warnings);
-        }
-    }
-
-    /// Prints warnings that the result could not contain. They go to standard error, with `--json`
-    /// too.
-    pub fn late_warnings(&self, warnings: &[Warning]) {
         for warning in warnings {
-            complain(&format!(
-                "warning: {} [{}]",
-                option_flags::translate(&warning.message),
-                code_of(&warning.code)
-            ));
+            if self.is_json {
+                let warning = translated(warning);
+                let collected = &mut self.collected.borrow_mut().warnings;
+                if !collected.contains(&warning) {
+                    collected.push(warning);
+                }
+            } else {
+                complain(&format!(
+                    "warning: {} [{}]",
+                    option_flags::translate(&warning.message),
+                    code_of(&warning.code)
+                ));
+            }
         }
     }
 
+    /// Prints an error to standard error, and with `--json` also as part of the object.
     pub fn error(&self, error: &Error) {
-        if self.json {
-            self.result(&json!({ "error": error }));
-        }
+        self.json_error(error);
         print_error(error);
+    }
+
+    /// Sets the error of the command for `--json`.
+    pub fn json_error(&self, error: &Error) {
+        if self.is_json {
+            self.collected.borrow_mut().error = Some(translated(error));
+        }
+    }
+
+    /// Ends the command. With `--json`, prints the object, unless the command had nothing to say.
+    pub fn end(&self, exit_status: u8) {
+        let mut collected = self.collected.borrow_mut();
+        let is_stream = collected.is_stream;
+        let Collected {
+            result,
+            error,
+            warnings,
+            ..
+        } = std::mem::take(&mut *collected);
+        collected.is_stream = is_stream;
+        if result.is_none() && error.is_none() && warnings.is_empty() {
+            return;
+        }
+        let mut object = Map::from_iter([
+            ("version".to_string(), json!(ENVELOPE_VERSION)),
+            ("command".to_string(), json!(self.command)),
+            ("exitStatus".to_string(), json!(exit_status)),
+        ]);
+        object.extend(result.map(|result| ("result".to_string(), result)));
+        object.extend(error.map(|error| ("error".to_string(), error)));
+        object.insert("warnings".to_string(), Value::Array(warnings));
+        let object = Value::Object(object);
+        let text = if is_stream {
+            format!("{object}\n")
+        } else {
+            format!("{object:#}\n")
+        };
+        raw(text.as_bytes());
+    }
+}
+
+/// The exit status of a command that did a part of what was asked for. A backup lacks a part of the
+/// project, retention could not examine old backups, or a list lacks backups that cannot be read.
+pub const LESS: u8 = 6;
+
+/// Writes bytes to standard output as they are.
+pub fn raw(bytes: &[u8]) {
+    let mut out = io::stdout().lock();
+    if let Err(cause) = out.write_all(bytes).and_then(|()| out.flush()) {
+        lost(cause);
     }
 }
 
@@ -166,6 +250,15 @@ pub fn code_of(code: &impl Serialize) -> String {
         .unwrap_or_default()
 }
 
+/// Quotes a text as one word of a POSIX shell.
+pub fn shell_word(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text.to_string();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// Formats a size such as `12.3 MB`, with decimal units, as disk vendors use them.
 pub fn size(bytes: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB"];
@@ -212,6 +305,14 @@ mod tests {
     #[test]
     fn what_would_command_the_terminal_is_shown_instead() {
         assert_eq!(printable("a\u{1b}[31mb\nc\r"), "a\\u{1b}[31mb\nc\\r");
+    }
+
+    #[test]
+    fn a_word_of_a_shell_is_quoted_if_necessary() {
+        assert_eq!(shell_word("/srv/app-1"), "/srv/app-1");
+        assert_eq!(shell_word("/a b"), "'/a b'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
     }
 
     #[test]

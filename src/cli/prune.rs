@@ -1,18 +1,16 @@
 //! `kg diag prune`: remove backups that are too old or too many.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
 use super::{
-    Common, Keep, Waiting,
+    args::{Common, Keep, OutputDir, Waiting, settings},
+    confirm,
     interrupt::Watched,
     output::{Output, code_of, size},
-    store,
 };
 use crate::{
     commands::prune::{PruneResult, prune},
-    config::{Settings, backup_config::BackupConfig},
+    config::backup_config::BackupConfig,
     error::{Error, Result},
 };
 
@@ -24,31 +22,33 @@ Examples:
 pub struct PruneArgs {
     #[command(flatten)]
     pub common: Common,
-    /// Directory of the backups, or URL such as s3://bucket/prefix [default: `backup.dir` of the
-    /// settings, or .kg/backups]
-    #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
-    output: Option<PathBuf>,
+    #[command(flatten)]
+    store: OutputDir,
     #[command(flatten)]
     keep: Keep,
     /// Print what would be removed without removing it
     #[arg(long)]
     dry_run: bool,
+    /// Confirm it if $KG_CONFIRM is `always`
+    #[arg(long, short)]
+    yes: bool,
     #[command(flatten)]
     waiting: Waiting,
 }
 
-pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
+pub fn run(args: &PruneArgs, output: &Output) -> Result<u8> {
+    if !args.yes && !args.dry_run {
+        confirm::require()?;
+    }
     let root = args.common.root()?;
-    let mut warnings = Vec::new();
-    let settings = Settings::read(&root, &mut warnings);
-    output.warnings(&warnings);
+    let settings = settings(&root, output);
     let config = args
         .keep
         .set(&BackupConfig::of(&settings))
         .over(BackupConfig::of(&settings));
     // An unusable setting may be one that keeps a backup.
     config.assert_retention_known()?;
-    let store = store(args.output.as_ref(), &root, &settings)?;
+    let store = args.store.open(&root, &settings)?;
     let watched = Watched::new(output);
     let result = prune(
         &store,
@@ -68,7 +68,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
             message: format!("Not everything could be removed: {}", error.message),
             ..error
         }),
-        None => Ok(true),
+        None => Ok(0),
     }
 }
 

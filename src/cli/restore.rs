@@ -1,30 +1,29 @@
 //! `kg diag restore`: restore a project, or a part of it, from a backup.
 
-use std::{
-    io::{self, BufRead, IsTerminal, Write},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
-    Common, Waiting,
+    args::{Common, StoreDir, Waiting, settings, working_dir},
+    confirm,
     interrupt::Watched,
     key_args::KeyArgs,
-    output::{Output, size},
-    store, working_dir,
+    output::{Output, shell_word, size},
+    reference,
 };
 use crate::{
     commands::{
         restore::{RestoreOptions, RestoreResult, restore},
         undo::{UndoOptions, UndoResult, undo_restore},
     },
-    config::{Settings, backup_config::DEFAULT_UNDO_RETENTION_DAYS},
+    config::backup_config::DEFAULT_UNDO_RETENTION_DAYS,
     error::{Error, Result},
     place::Archive,
     project::{Component, Project, STATE_DIR, identity::Kinship},
     store::described_beside,
+    util::{age::duration, wording},
     worker::{client::WorkerMode, restore::salvage::UNDO_OF},
 };
 
@@ -45,7 +44,7 @@ The files that a restore replaces stay in .kg/restore-undo/ of the target for 7 
 pub struct RestoreArgs {
     #[command(flatten)]
     pub common: Common,
-    /// The backup: a file, an id, or `latest`
+    /// The backup: a file, an id or the beginning of one, or `latest`
     #[arg(long, short, value_name = "FILE", required_unless_present = "undo")]
     file: Option<String>,
     /// Put back the files that the last restore replaced, and remove those that it added
@@ -58,10 +57,8 @@ pub struct RestoreArgs {
     /// Directory to restore into [default: the project]
     #[arg(long, value_name = "DIR")]
     target: Option<PathBuf>,
-    /// Directory of the backups, for an id or `latest` [default: `backup.dir` of the settings, or
-    /// .kg/backups]
-    #[arg(long, value_name = "DIR")]
-    backup_dir: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreDir,
     /// Restore only an encrypted backup, and ask for its passphrase on a terminal, whatever the
     /// settings name, unless a key is given here or by $KG_PASSPHRASE_FILE. Encrypted backups are
     /// recognized without this flag too
@@ -95,17 +92,15 @@ pub struct RestoreArgs {
     waiting: Waiting,
 }
 
-pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
+pub fn run(args: &RestoreArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let Some(file) = &args.file else {
         return undo(args, root, output);
     };
-    let mut unusable = Vec::new();
-    let settings = Settings::read(&root, &mut unusable);
-    // Printed before anything can fail: the unusable settings may name a directory other than the
-    // one that is searched.
-    output.late_warnings(&unusable);
-    let store = store(args.backup_dir.as_ref(), &root, &settings)?;
+    // Warns before anything can fail: an unusable setting may name a directory other than the one
+    // that is searched.
+    let settings = settings(&root, output);
+    let store = args.store.open(&root, &settings)?;
     // Without a project, the store is asked for the backups of the project that is restored.
     let store = match &args.target {
         Some(target) if store.home().is_none() => store.for_project(target),
@@ -114,8 +109,9 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     // The archive is located first, so that no question is asked about a backup that does not
     // exist.
     let store = args.keys.on(store, &[], &settings, &root);
-    let archive = store.locate_holding(file, args.only().as_deref())?;
-    if args.target.is_none() && args.common.project.is_none() {
+    let file = reference::complete(&store, file)?;
+    let archive = store.locate_holding(&file, args.only().as_deref())?;
+    if args.target.is_none() && args.common.named_project().is_none() {
         assert_meant(&root, &archive)?;
     }
     let mut store = args.keys.unlock(store, &archive, args.decrypt)?;
@@ -128,8 +124,8 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         "Restore over the project in {}? Replaced files are kept.",
         target.display()
     );
-    if args.must_ask(&target) && !confirmed(&question)? {
-        return Err(Error::aborted());
+    if args.must_ask(&target) {
+        confirm::ask(&question)?;
     }
     let options = RestoreOptions {
         only: args.only(),
@@ -142,18 +138,17 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         ..RestoreOptions::new(target)
     };
     let watched = Watched::new(output);
-    let mut result = restore(
+    let result = restore(
         &store,
-        file,
+        &file,
         &WorkerMode::InProcess,
         &options,
         &watched.context,
     )?;
     drop(watched);
     print_result(&result, output);
-    result.warnings.extend(unusable);
     output.result(&result);
-    Ok(true)
+    Ok(0)
 }
 
 /// Fails with `KG_INVALID_OPTION` if the project was found above the working directory and the
@@ -185,14 +180,14 @@ fn assert_meant(root: &Path, archive: &Archive) -> Result<()> {
     ))
 }
 
-fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
+fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<u8> {
     let target = args.target.clone().unwrap_or(root);
     let question = format!(
         "Undo the last restore into {}? Replaced files are kept.",
         target.display()
     );
-    if args.must_ask(&target) && !confirmed(&question)? {
-        return Err(Error::aborted());
+    if args.must_ask(&target) {
+        confirm::ask(&question)?;
     }
     let options = UndoOptions {
         earlier: args.earlier,
@@ -206,24 +201,28 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     drop(watched);
     output.result(&result);
     output.warnings(&result.warnings);
-    let (back, away) = (result.files_restored, result.files_removed);
+    let back = wording::count(result.files_restored, "file");
+    let away = result.files_removed;
     if result.dry_run {
         output.line(format!(
-            "An undo would put back {back} files and remove {away}, to restore the state before the"
+            "An undo would put back {back} and remove {away}, to restore the state before the"
         ));
         output.line(format!("  {}. Nothing was changed.", undone(&result)));
-        return Ok(true);
+        return Ok(0);
     }
     output.line(format!("Undid the {}", undone(&result)));
-    output.line(format!("  {back} files were put back, {away} removed"));
+    output.line(format!("  {back} put back, {away} removed"));
     if let Some(kept) = &result.safety_copy {
         output.line(format!(
-            "  the previous files are kept in {}; `--undo` again puts them back, `--undo \
-             --earlier` undoes the restore before",
+            "  the previous files are kept in {}; `--undo --earlier` undoes the restore before",
             kept.display()
         ));
+        output.line(format!(
+            "To put them back: kg diag restore --undo --target {}",
+            shell_word(&target.to_string_lossy())
+        ));
     }
-    Ok(true)
+    Ok(0)
 }
 
 /// Describes what was undone, with the time at which it had been done.
@@ -255,34 +254,18 @@ impl RestoreArgs {
 
     fn must_ask(&self, target: &Path) -> bool {
         let is_silent = self.yes || self.overwrite || self.dry_run;
-        !is_silent
-            && target.join(STATE_DIR).exists()
-            && io::stdin().is_terminal()
-            && io::stderr().is_terminal()
+        !is_silent && target.join(STATE_DIR).exists()
     }
-}
-
-pub fn confirmed(question: &str) -> Result<bool> {
-    let mut err = io::stderr().lock();
-    // One write, so that the terminal's echo of an early answer does not end up inside it.
-    let prompt = format!("{question} [y/N] ");
-    let _ = err.write_all(prompt.as_bytes()).and_then(|()| err.flush());
-    let mut answer = String::new();
-    let terminal = Path::new("the terminal");
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|cause| Error::io("read", terminal, cause))?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 fn print_result(result: &RestoreResult, output: &Output) {
     output.warnings(&result.warnings);
-    let (files, bytes) = (result.files_restored, size(result.bytes_restored));
+    let files = wording::count(result.files_restored, "file");
+    let bytes = size(result.bytes_restored);
     let target = result.target_dir.display();
     if result.dry_run {
         output.line(format!(
-            "{} is intact. A restore would write {files} files ({bytes}) to {target}",
+            "{} is intact. A restore would write {files} ({bytes}) to {target}",
             result.id
         ));
         output.line(format!(
@@ -292,15 +275,19 @@ fn print_result(result: &RestoreResult, output: &Output) {
         return;
     }
     output.line(format!(
-        "Restored {files} files ({bytes}) of {} to {target} in {} ms",
-        result.id, result.duration_ms
+        "Restored {files} ({bytes}) of {} to {target} in {}",
+        result.id,
+        duration(result.duration_ms)
     ));
     if let Some(kept) = &result.safety_copy {
         output.line(format!(
-            "  {} files were replaced; the previous files are kept in {}",
-            result.files_replaced,
+            "  {} replaced; the previous files are kept in {}",
+            wording::count(result.files_replaced, "file"),
             kept.display()
         ));
-        output.line("  `kg diag restore --undo` puts them back");
+        output.line(format!(
+            "To put them back: kg diag restore --undo --target {}",
+            shell_word(&result.target_dir.to_string_lossy())
+        ));
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{Read, Seek},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use serde_json::json;
 
 use super::{
-    Common, finish,
+    args::{Common, settings, store_at},
     interrupt::cancel_on_interrupt,
     option_flags::translate,
     output::Output,
@@ -52,7 +52,7 @@ Examples:
 It answers /healthz, /readyz and /metrics over HTTP.")]
 pub struct ServeArgs {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     /// Start all services of this package: scheduled backups (this is the default)
     #[arg(long, group = "what")]
     all: bool,
@@ -77,37 +77,25 @@ pub struct ServeArgs {
     detached: bool,
 }
 
-pub fn run(args: &ServeArgs) -> ExitCode {
-    let output = Output::new(&args.common);
-    let done = args
-        .common
-        .root()
-        .and_then(|root| Project::open(&root))
-        .and_then(|project| {
-            if args.stop {
-                stop(&project, &output)
-            } else if args.status {
-                print_status(&project, &output)
-            } else if args.foreground || args.detached {
-                serve(&project, args, &output)
-            } else {
-                start(&project, args, &output)
-            }
-        });
-    match done {
-        Ok(code) => code,
-        Err(error) => finish(&output, Err(error)),
+pub fn run(args: &ServeArgs, output: &Output) -> Result<u8> {
+    let project = Project::open(&args.common.root()?)?;
+    if args.stop {
+        stop(&project, output)
+    } else if args.status {
+        print_status(&project, output)
+    } else if args.foreground || args.detached {
+        serve(&project, args, output)
+    } else {
+        start(&project, args, output)
     }
 }
 
-fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
+fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<u8> {
     if let Some(holder) = Holder::find(project)? {
         print_already_running(project, &holder, output);
-        return Ok(ExitCode::SUCCESS);
+        return Ok(0);
     }
-    let mut warnings = Vec::new();
-    let settings = Settings::read(project.root(), &mut warnings);
-    output.warnings(&warnings);
+    let settings = settings(project.root(), output);
     settings.assert_usable()?;
     let plan = configured::plan(&settings, project.root())?;
     if plan.is_none() || !configured::is_enabled(&settings) {
@@ -122,7 +110,7 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
         }
         output.line("  kg config set backup.enabled true");
         output.line("  kg serve --all");
-        return Ok(ExitCode::SUCCESS);
+        return Ok(0);
     }
     let holder = launch(project, args)?;
     let listening = settled(project, &holder);
@@ -133,7 +121,7 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
         "  log       {}",
         service::log_path(project).display()
     ));
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
 fn print_already_running(project: &Project, holder: &Holder, output: &Output) {
@@ -255,11 +243,11 @@ fn not_started(project: &Project, mut said: &File) -> Error {
     )
 }
 
-fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
+fn stop(project: &Project, output: &Output) -> Result<u8> {
     let Some(holder) = Holder::find(project)? else {
         output.result(&json!({ "running": false, "stopped": false, "service": null }));
         output.line("No service of this project runs");
-        return Ok(ExitCode::SUCCESS);
+        return Ok(0);
     };
     let shown = describe(project, &holder);
     let by_force = holder.stop(project, STOP_PATIENCE)?;
@@ -272,24 +260,22 @@ fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
         ""
     };
     output.line(format!("The service was stopped{how} ({shown})"));
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
-fn print_status(project: &Project, output: &Output) -> Result<ExitCode> {
+fn print_status(project: &Project, output: &Output) -> Result<u8> {
     let holder = Holder::find(project)?;
     let listening = holder
         .as_ref()
         .and_then(|holder| Listening::find(project, holder));
-    let mut warnings = Vec::new();
-    let settings = Settings::read(project.root(), &mut warnings);
-    let store = super::store(None, project.root(), &settings)?;
+    let settings = settings(project.root(), output);
+    let store = store_at(None, project.root(), &settings)?;
     let status = status(Some(project), &store, &settings, jiff::Timestamp::now())?;
     output.result(&json!({
         "running": holder.is_some(), "service": holder, "listen": known(&listening),
         "nextRun": status.next_run, "lastRun": status.last_run, "hookFailures": status.hook_failures,
         "hookWarnings": status.hook_warnings, "withoutSchedule": status.without_schedule,
     }));
-    output.warnings(&warnings);
     match &holder {
         Some(holder) => {
             output.line(format!("The service runs: {}", describe(project, holder)));
@@ -320,14 +306,10 @@ fn print_status(project: &Project, output: &Output) -> Result<ExitCode> {
     for warning in &status.hook_warnings {
         output.line(format!("  hooks     {warning}"));
     }
-    Ok(if holder.is_some() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(u8::from(holder.is_none()))
 }
 
-fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
+fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<u8> {
     if supervisor::is_first() {
         return supervisor::supervise();
     }
@@ -343,7 +325,7 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
         Ok(held) => held,
         Err(holder) => {
             print_already_running(project, &holder, output);
-            return Ok(ExitCode::SUCCESS);
+            return Ok(0);
         }
     };
     let log = if args.detached {
@@ -356,7 +338,7 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
         listen: args.listen,
     };
     service::serve(project, &held, &log, &options, &cancel_on_interrupt())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
 fn describe(project: &Project, holder: &Holder) -> String {

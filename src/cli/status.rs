@@ -1,20 +1,97 @@
-//! `kg diag backup --status` as text.
+//! `kg diag status`: the state of the backups of a project.
 
+use std::path::Path;
+
+use clap::Args;
 use jiff::{Timestamp, tz::TimeZone};
+use serde_json::json;
 
 use super::{
+    args::{Common, StoreDir},
     option_flags::translate,
     output::{Output, code_of, integrity, size},
 };
 use crate::{
+    config::Settings,
+    error::{Result, Warning},
+    project::Project,
     schedule::cron::time_zone,
-    service::{copies::Copies, history::HookFailure, status::Status},
-    util::age::age,
+    service::{
+        Holder,
+        copies::Copies,
+        history::HookFailure,
+        status::{self, Status},
+    },
+    store::Store,
+    util::{age::age, wording},
 };
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    store: StoreDir,
+}
+
+pub fn run(args: &StatusArgs, output: &Output) -> Result<u8> {
+    let root = args.common.root()?;
+    let mut unusable = Vec::new();
+    let settings = Settings::read(&root, &mut unusable);
+    let store = args.store.open(&root, &settings)?;
+    status(&root, &store, &settings, &unusable, output)
+}
+
+/// Prints the status and returns the exit status. `warnings` are those of the settings.
+pub fn status(
+    root: &Path,
+    store: &Store,
+    settings: &Settings,
+    warnings: &[Warning],
+    output: &Output,
+) -> Result<u8> {
+    let project = Project::open(root).ok();
+    let mut status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
+    let found = project.as_ref().map(Holder::find).transpose();
+    if let Err(error) = &found {
+        status.health.ok = false;
+        status.health.messages.push(format!(
+            "whether a service is running cannot be determined: {}",
+            error.message
+        ));
+    }
+    let service = found.unwrap_or_default().flatten();
+    // The store is in use: by the scheduled run, or by the writer that it waits for.
+    let is_in_progress = service.is_some() && store.is_in_use();
+    if is_in_progress {
+        status.health = status.health_when(false);
+    }
+    // An unusable setting may be one that backups depend on.
+    status.health.ok &= warnings.is_empty();
+    status
+        .health
+        .messages
+        .extend(warnings.iter().map(|warning| warning.message.clone()));
+    for message in &mut status.health.messages {
+        *message = translate(message);
+    }
+    let mut result = serde_json::to_value(&status).unwrap_or_default();
+    result["service"] = json!(service);
+    result["inProgress"] = json!(is_in_progress);
+    result["warnings"] = json!(warnings);
+    output.result(&result);
+    output.warnings(warnings);
+    let shown = project
+        .as_ref()
+        .zip(service.as_ref())
+        .map(|(project, service)| service.shown(project));
+    print_status(&status, shown.as_deref(), is_in_progress, output);
+    Ok(0)
+}
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-pub fn print_status(status: &Status, service: Option<&str>, is_in_progress: bool, output: &Output) {
+fn print_status(status: &Status, service: Option<&str>, is_in_progress: bool, output: &Output) {
     output.line(format!("Backups in {}", status.backup_dir.display()));
     let mut rows = vec![("schedule", schedule(status, service))];
     rows.extend(newest_rows(status));
@@ -68,7 +145,11 @@ fn store_rows(status: &Status) -> Vec<Row> {
     let mut rows = Vec::new();
     if status.count > 0 {
         let (count, total) = (status.count, size(status.total_size));
-        let kept = format!("{count} backups, {total}: {}", types(status));
+        let kept = format!(
+            "{}, {total}: {}",
+            wording::count(count, "backup"),
+            types(status)
+        );
         let newest = size(*status.sizes.last().unwrap_or(&0));
         let sizes = format!("{}  newest {newest}", bars(&status.sizes));
         rows.extend([("kept", kept), ("sizes", sizes)]);
@@ -76,8 +157,9 @@ fn store_rows(status: &Status) -> Vec<Row> {
     if status.others > 0 {
         let count = status.others;
         let others = format!(
-            "{count} of these belong to other projects, or to this project before it was moved; \
-             retention does not remove them"
+            "{count} of these {} to other projects, or to this project before it was moved; \
+             retention does not remove them",
+            wording::agree(count, "belongs", "belong")
         );
         rows.push(("others", others));
     }
@@ -101,6 +183,7 @@ fn copies_row(copies: &Copies) -> Row {
     };
     let missing = match copies.missing {
         0 => "nothing is missing".into(),
+        1 => "the newest backup of this store is missing there".into(),
         missing => format!("the newest {missing} of this store are missing there"),
     };
     ("copies", format!("in {target}: {newest}; {missing}"))

@@ -5,21 +5,16 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    Common,
+    args::{Common, settings, store},
     interrupt::Watched,
     option_flags::translate,
-    output::{Output, size},
-    store,
+    output::{LESS, Output, size},
 };
 use crate::{
     commands::store_check::{Need, Operation, Outcome, StoreCheck, Tried, check_store},
-    config::Settings,
     error::{Code, Result},
     project::Project,
 };
-
-/// The exit status if backups work and deletions do not.
-const DONE_BUT_INCOMPLETE: u8 = 6;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -35,22 +30,20 @@ pub struct StoreArgs {
     #[command(flatten)]
     pub common: Common,
     /// Try what backups, restores and retention do, at a URL such as s3://bucket/prefix or in a
-    /// directory [default: `backup.dir` of the settings, or .kg/backups]
+    /// directory [default: $KG_BACKUP_DIR, `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "URL", num_args = 0..=1, required = true)]
     check: Option<Option<PathBuf>>,
 }
 
 pub fn run(args: &StoreArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
-    let mut unusable = Vec::new();
-    let settings = Settings::read(&root, &mut unusable);
-    output.late_warnings(&unusable);
+    let settings = settings(&root, output);
     let named = args.check.as_ref().and_then(Option::as_ref);
     if named.is_none() {
         // Without a project, there are no settings that could name a store.
         Project::open(&root)?;
     }
-    let store = store(named, &root, &settings)?;
+    let store = store(named.map(PathBuf::as_path), &root, &settings)?;
     let watched = Watched::new(output);
     let checked = check_store(&store, &watched.context)?;
     drop(watched);
@@ -59,7 +52,7 @@ pub fn run(args: &StoreArgs, output: &Output) -> Result<u8> {
     Ok(
         match (checked.backups.is_good(), checked.retention.is_good()) {
             (true, true) => 0,
-            (true, false) => DONE_BUT_INCOMPLETE,
+            (true, false) => LESS,
             (false, _) => Code::StoreUnreachable.exit_status(),
         },
     )

@@ -6,7 +6,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::CommandFactory;
+use clap::{
+    CommandFactory,
+    error::{ContextKind, ContextValue},
+};
 
 use super::{
     Kg,
@@ -16,28 +19,49 @@ use crate::error::{Code, Error};
 
 /// Prints help, the version, or what is wrong with the arguments. With `--json`, an error has the
 /// same form as other errors.
-pub fn stop(stop: &clap::Error) -> ExitCode {
+pub fn stop(mut stop: clap::Error) -> ExitCode {
     if !stop.use_stderr() {
         if let Err(cause) = stop.print().and_then(|()| io::stdout().flush()) {
             output::lost(cause);
         }
         return ExitCode::SUCCESS;
     }
-    let wants_json = env::args_os()
+    let given: Vec<String> = env::args_os()
         .skip(1)
-        .take_while(|one| one != "--")
-        .any(|one| one == "--json");
-    if wants_json {
-        let given: Vec<String> = env::args_os()
-            .skip(1)
-            .map(|one| one.to_string_lossy().into_owned())
-            .collect();
-        Output::of_json(true)
-            .result(&serde_json::json!({ "error": error(&stop.render().to_string(), &given) }));
+        .map(|one| one.to_string_lossy().into_owned())
+        .collect();
+    if let Some(tip) = verb_of_diag(&given) {
+        stop.remove(ContextKind::SuggestedSubcommand);
+        stop.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![tip.into()]),
+        );
+    }
+    let status = Code::InvalidOption.exit_status();
+    if given
+        .iter()
+        .take_while(|one| *one != "--")
+        .any(|one| one == "--json")
+    {
+        let command = command_of(&given).split_off(1).join(" ");
+        let output = Output::of_json(command, true);
+        output.json_error(&error(&stop.render().to_string(), &given));
+        output.end(status);
     }
     // If standard error is closed, the exit status still reports the error.
     let _ = stop.print();
-    ExitCode::from(Code::InvalidOption.exit_status())
+    ExitCode::from(status)
+}
+
+/// Returns a tip if the first word is a command of `kg diag`.
+fn verb_of_diag(given: &[String]) -> Option<String> {
+    let kg = Kg::command();
+    let verb = given.first()?;
+    let is_known = kg.find_subcommand(verb).is_some();
+    kg.find_subcommand("diag")?
+        .find_subcommand(verb)
+        .filter(|_| !is_known)?;
+    Some(format!("run `kg diag {}`", given.join(" ")))
 }
 
 /// Converts the text of clap to an error. The text contains the error, tips, and the usage of the

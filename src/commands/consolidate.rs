@@ -61,7 +61,7 @@ pub fn consolidate(
         let message = format!("{id} depends on no other backup: there is nothing to consolidate");
         return Err(Error::invalid(
             message,
-            "Name an incremental backup: `kg diag backup --list`",
+            "Name an incremental backup: `kg diag list`",
         ));
     }
     let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or_else(|_| Timestamp::now());

@@ -14,7 +14,7 @@ use crate::{
         retention::{Decision, Policy, bases, decide, places},
         shared::by_origin,
     },
-    util::{operation::OperationContext, unsupported},
+    util::{operation::OperationContext, unsupported, wording},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -128,11 +128,13 @@ fn by_project(
         .remove(&Some(home.identity().origin()))
         .unwrap_or_default();
     if own.len() < total {
-        let (count, dir) = (total - own.len(), store.dir().display());
+        let (others, dir) = (total - own.len(), store.dir().display());
         let message = format!(
-            "{count} backups in {dir} belong to other projects, or to this project before it was \
-             moved, and were not pruned. Outside of any project, `kg diag prune --output {dir}` \
-             applies the limits to the backups of each project separately"
+            "{} in {dir} {} to other projects, or to this project before it was moved: not pruned. \
+             Outside of any project, `kg diag prune --backup-dir {dir}` applies the limits to the \
+             backups of each project separately",
+            wording::count(others, "backup"),
+            wording::agree(others, "belongs", "belong")
         );
         warnings.push(Warning::new(WarningCode::Store, message));
     }

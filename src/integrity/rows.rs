@@ -14,6 +14,7 @@ use super::{
 use crate::{
     error::Result,
     sqlite::{check::reason, quoted},
+    util::wording,
 };
 
 /// Tables of the host, and the severity if one is missing.
@@ -153,10 +154,14 @@ pub fn missing(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<I
 fn edges(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> {
     let mut issues = Vec::new();
     let ends = [
-        (IssueCode::EdgeSource, "source_id", "come from"),
-        (IssueCode::EdgeTarget, "target_id", "lead to"),
+        (
+            IssueCode::EdgeSource,
+            "source_id",
+            ("comes from", "come from"),
+        ),
+        (IssueCode::EdgeTarget, "target_id", ("leads to", "lead to")),
     ];
-    for (code, column, verb) in ends {
+    for (code, column, (one, many)) in ends {
         let Some(condition) = orphans(connection, "edges", &[column])? else {
             continue;
         };
@@ -165,8 +170,10 @@ fn edges(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>>
         let found = found(connection, "edges", shown, &condition)?;
         if !found.is_empty() {
             let message = format!(
-                "{} edges in {} {verb} a node that does not exist",
-                found.count, named.path
+                "{} in {} {} a node that does not exist",
+                wording::count(found.count, "edge"),
+                named.path,
+                wording::agree(found.count, one, many)
             );
             issues.push(
                 named
@@ -189,8 +196,10 @@ fn tags(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> 
         return Ok(Vec::new());
     }
     let message = format!(
-        "{} rows of node_tags in {} refer to a node or tag that does not exist",
-        found.count, named.path
+        "{} of node_tags in {} {} to a node or tag that does not exist",
+        wording::count(found.count, "row"),
+        named.path,
+        wording::agree(found.count, "refers", "refer")
     );
     Ok(vec![
         named
@@ -243,8 +252,10 @@ fn paths(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>>
         return Ok(Vec::new());
     }
     let message = format!(
-        "{} paths in {} belong to several nodes",
-        found.count, named.path
+        "{} in {} {} to several nodes",
+        wording::count(found.count, "path"),
+        named.path,
+        wording::agree(found.count, "belongs", "belong")
     );
     let remedy = "Remove all but one of them in the host";
     Ok(vec![
@@ -291,8 +302,10 @@ fn foreign_keys(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<
         }
         if !found.is_empty() {
             let message = format!(
-                "{} rows of {table} in {} refer to a row that does not exist",
-                found.count, named.path
+                "{} of {table} in {} {} to a row that does not exist",
+                wording::count(found.count, "row"),
+                named.path,
+                wording::agree(found.count, "refers", "refer")
             );
             let remedy = "Correct or remove the listed rows";
             issues.push(

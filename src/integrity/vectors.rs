@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     project::names,
     sqlite::quoted,
-    util::{operation::CancelToken, regular_file},
+    util::{operation::CancelToken, regular_file, wording},
 };
 
 /// Table of vectors in a SQLite store.
@@ -183,8 +183,10 @@ fn numbers_of(
             odd.count += found.count - found.examples.len() as u64;
         }
         let message = format!(
-            "{} vectors of {} have dimensions that differ from the usual {usual}",
-            odd.count, named.path
+            "{} of {} {} dimensions that differ from the usual {usual}",
+            wording::count(odd.count, "vector"),
+            named.path,
+            wording::agree(odd.count, "has", "have")
         );
         issues.push(
             named
@@ -248,8 +250,14 @@ fn compare(
         );
     } else if !orphans.is_empty() {
         let message = format!(
-            "{} vectors of {} belong to nodes that do not exist",
-            orphans.count, named.path
+            "{} of {} {}",
+            wording::count(orphans.count, "vector"),
+            named.path,
+            wording::agree(
+                orphans.count,
+                "belongs to a node that does not exist",
+                "belong to nodes that do not exist"
+            )
         );
         issues.push(
             named
@@ -262,7 +270,12 @@ fn compare(
         "SELECT id FROM {graph}.nodes WHERE id NOT IN (SELECT id FROM ({ids}) WHERE id IS NOT NULL)"
     ))?;
     if !missing.is_empty() && count > 0 && !is_other {
-        let message = format!("{} nodes have no vector in {}", missing.count, named.path);
+        let message = format!(
+            "{} {} no vector in {}",
+            wording::count(missing.count, "node"),
+            wording::agree(missing.count, "has", "have"),
+            named.path
+        );
         issues.push(
             named
                 .issue(IssueCode::VectorMissing, message, REGENERATE)

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     project::Project,
     store::{Backup, full_name},
-    util::age::age,
+    util::{age::age, wording},
 };
 
 /// How long a backup may be without a copy before someone has to look. A copy follows each
@@ -82,7 +82,7 @@ pub fn behind(target: &Path, missing: usize, lag_ms: i64) -> Option<String> {
     }
     let backups = match missing {
         1 => "backup".into(),
-        count => format!("{count} backups"),
+        missing => wording::count(missing, "backup"),
     };
     Some(format!(
         "{} lacks the newest {backups} of this project, for {}",

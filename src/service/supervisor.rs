@@ -9,7 +9,7 @@ use std::{
     io,
     os::unix::process::CommandExt,
     path::Path,
-    process::{Command, ExitCode},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicI32, Ordering},
@@ -36,7 +36,7 @@ pub fn is_first() -> bool {
 }
 
 /// Runs this command again as a child and returns the exit status of the child.
-pub fn supervise() -> Result<ExitCode> {
+pub fn supervise() -> Result<u8> {
     let failed = |cause: io::Error| Error::io("start", Path::new("the service"), cause);
     let service = Arc::new(AtomicI32::new(0));
     let seen = Arc::clone(&service);
@@ -60,10 +60,10 @@ pub fn supervise() -> Result<ExitCode> {
     loop {
         match wait() {
             Ok(WaitStatus::Exited(ended, status)) if ended == pid => {
-                return Ok(ExitCode::from(status as u8));
+                return Ok(status as u8);
             }
             Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => {
-                return Ok(ExitCode::from(128_u8.saturating_add(signal as i32 as u8)));
+                return Ok(128_u8.saturating_add(signal as i32 as u8));
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(cause) => return Err(failed(cause.into())),

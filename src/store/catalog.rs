@@ -313,7 +313,7 @@ impl Store {
             let message = format!(
                 "`{name}` means {id}, which belongs to another project, or to this project before \
                  it was moved: name the backup that you want, see \
-                 `kg diag backup --list --output {dir}`"
+                 `kg diag list --backup-dir {dir}`"
             );
             Warning::new(WarningCode::OtherProject, message)
         });
@@ -563,7 +563,8 @@ fn is_new_place(dir: &Path) -> bool {
     fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
 }
 
-fn is_latest(reference: &str) -> bool {
+/// Returns whether `reference` is `latest`, or the name of a link to the latest archive.
+pub fn is_latest(reference: &str) -> bool {
     reference
         .strip_prefix(LATEST)
         .is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending))
@@ -598,7 +599,7 @@ fn archive_at(path: &Path) -> Result<Archive> {
             path.display(),
             ARCHIVE_ENDINGS.join(", ")
         ),
-        "Name an archive, or see the backups with `kg diag backup --list`",
+        "Name an archive, or see the backups with `kg diag list`",
     ))
 }
 

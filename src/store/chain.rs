@@ -58,7 +58,7 @@ pub fn members(archive: &Archive, keys: &Keys, context: &OperationContext) -> Re
                 format!("{archive} depends on {id}, which {why}"),
                 format!(
                     "Put the archive of {id} back next to it, or use another backup: \
-                     `kg diag backup --list`"
+                     `kg diag list`"
                 ),
             )
         };

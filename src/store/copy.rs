@@ -233,7 +233,7 @@ fn damaged(original: &Backup) -> Error {
             original.archive
         ),
         format!(
-            "Make a new backup; `kg diag backup --verify {}` tells what is damaged",
+            "Make a new backup; `kg diag verify {}` tells what is damaged",
             original.id
         ),
     )

@@ -13,7 +13,7 @@ use super::{Backup, Flaw, Store, Unlisted};
 use crate::{
     error::{Error, Result, Warning, WarningCode, plain},
     project::{PAGE_CACHE_DIR, Project, identity::path_digest},
-    util::{atomic_file, regular_file},
+    util::{atomic_file, regular_file, wording},
 };
 
 const FILE: &str = "stores.json";
@@ -88,8 +88,9 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
                 None => "look into the bucket, or name the URL that contains them",
             };
             let message = format!(
-                "{dir} contained {held} backups of this project at the last run, but contains none \
-                 now: {what_to_do}"
+                "{dir} contained {} of this project at the last run, but contains none now: \
+                 {what_to_do}",
+                wording::count(held, "backup")
             );
             Warning::new(WarningCode::StoreEmptied, message)
         }

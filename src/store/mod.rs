@@ -48,7 +48,7 @@ use sha2::{Digest, Sha256};
 #[cfg(not(without_internals))]
 pub use self::archive_file::ArchiveFile;
 pub use self::{
-    catalog::{Flaw, Listing, Unlisted, sort},
+    catalog::{Flaw, Listing, Unlisted, is_latest, sort},
     encryption_policy::EncryptionPolicy,
     lock::StoreLock,
     names::is_id,

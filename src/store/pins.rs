@@ -91,9 +91,7 @@ impl Store {
         Err(Error::new(
             Code::BackupPinned,
             format!("{id} is pinned{reason}"),
-            format!(
-                "Nothing was removed; unpin it first: `kg diag backup --unpin {id}` or unpin()"
-            ),
+            format!("Nothing was removed; unpin it first: `kg diag unpin {id}`"),
         ))
     }
 }

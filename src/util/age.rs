@@ -13,9 +13,37 @@ pub fn age(milliseconds: u64) -> String {
     }
 }
 
+/// Returns how long something took, such as `69 ms`, `1.2 s` or `3 min 5 s`.
+pub fn duration(milliseconds: u64) -> String {
+    match milliseconds {
+        0..1000 => format!("{milliseconds} ms"),
+        1000..60_000 => format!("{:.1} s", (milliseconds / 100) as f64 / 10.0),
+        _ => {
+            let seconds = milliseconds / 1000;
+            format!("{} min {} s", seconds / 60, seconds % 60)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_has_two_figures_or_more() {
+        assert_eq!(
+            [0, 69, 999, 1000, 59_999, 60_000, 185_400].map(duration),
+            [
+                "0 ms",
+                "69 ms",
+                "999 ms",
+                "1.0 s",
+                "59.9 s",
+                "1 min 0 s",
+                "3 min 5 s"
+            ]
+        );
+    }
 
     #[test]
     fn the_unit_fits_the_length() {

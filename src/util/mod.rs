@@ -36,3 +36,4 @@ pub mod sync_many;
 pub mod temp_dir;
 pub mod threads;
 pub mod unsupported;
+pub mod wording;

@@ -58,7 +58,7 @@ fn only_the_command_line_and_the_service_name_flags() {
 fn a_flag_of_a_command_is_not_a_flag_alone() {
     for line in [
         "raise it (`--lock-timeout`)",
-        "see `kg diag backup --verify` and use `--list`",
+        "see `kg diag verify` and use `--list`",
         "use --exclude to leave it out",
     ] {
         assert!(names_flag(line), "{line}");

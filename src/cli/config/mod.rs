@@ -2,13 +2,11 @@
 
 mod edit;
 
-use std::process::ExitCode;
-
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Common, finish, interrupt::cancel_on_interrupt, option_flags::translate, output::Output,
+    args::Common, interrupt::cancel_on_interrupt, option_flags::translate, output::Output,
 };
 use crate::{
     config::{
@@ -76,30 +74,32 @@ enum Command {
     },
 }
 
-pub fn run(args: &ConfigArgs) -> ExitCode {
-    let (Command::Set { common, .. }
-    | Command::Get { common, .. }
-    | Command::Unset { common, .. }
-    | Command::Show { common, .. }
-    | Command::TestHooks { common }) = &args.command;
-    let output = Output::new(common);
-    let done = common
-        .root()
-        .and_then(|root| Project::open(&root))
-        .and_then(|project| match &args.command {
-            Command::Set { key, value, .. } => set(&project, key, Some(value), &output),
-            Command::Unset { key, .. } => set(&project, key, None, &output),
-            Command::Get { key, .. } => get(&project, key, &output),
-            Command::Show { all, .. } => show(&project, *all, &output),
-            Command::TestHooks { .. } => Ok(test_hooks(&project, &output)),
-        });
-    match done {
-        Ok(code) => code,
-        Err(error) => finish(&output, Err(error)),
+impl ConfigArgs {
+    /// Returns the name of the command, and the arguments that all commands have.
+    pub fn called(&self) -> (&'static str, &Common) {
+        match &self.command {
+            Command::Set { common, .. } => ("config set", common),
+            Command::Get { common, .. } => ("config get", common),
+            Command::Unset { common, .. } => ("config unset", common),
+            Command::Show { common, .. } => ("config show", common),
+            Command::TestHooks { common } => ("config test-hooks", common),
+        }
     }
 }
 
-fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -> Result<ExitCode> {
+pub fn run(args: &ConfigArgs, output: &Output) -> Result<u8> {
+    let (_, common) = args.called();
+    let project = Project::open(&common.root()?)?;
+    match &args.command {
+        Command::Set { key, value, .. } => set(&project, key, Some(value), output),
+        Command::Unset { key, .. } => set(&project, key, None, output),
+        Command::Get { key, .. } => get(&project, key, output),
+        Command::Show { all, .. } => show(&project, *all, output),
+        Command::TestHooks { .. } => Ok(test_hooks(&project, output)),
+    }
+}
+
+fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -> Result<u8> {
     let key = match schema::find(name) {
         Err(unknown) if value.is_none() => return unset_unknown(project, name, unknown, output),
         key => key?,
@@ -124,26 +124,21 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
         .then(|| hooks::file::not_for_this_user(project))
         .flatten()
     {
-        output.late_warnings(&[warning]);
+        output.warnings(&[warning]);
     }
     if let Err(error) = forgotten {
         let message = format!(
             "`--status` may still report that it failed: {}",
             error.message
         );
-        output.late_warnings(&[Warning::new(WarningCode::Hook, message)]);
+        output.warnings(&[Warning::new(WarningCode::Hook, message)]);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
 /// Removes a value that was set under a misspelt name. `unknown` is the error for a name that is
 /// not a setting.
-fn unset_unknown(
-    project: &Project,
-    name: &str,
-    unknown: Error,
-    output: &Output,
-) -> Result<ExitCode> {
+fn unset_unknown(project: &Project, name: &str, unknown: Error, output: &Output) -> Result<u8> {
     let pointer = format!("/{}", name.replace('.', "/"));
     let is_there = name.starts_with("backup.")
         && edit::load(project, ConfigFile::Config)?
@@ -161,22 +156,22 @@ fn unset_unknown(
     )?;
     output.result(&json!({ "key": name, "value": null, "changed": changed }));
     output.line(format!("{name} was removed from .kg/config.json"));
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
-fn get(project: &Project, name: &str, output: &Output) -> Result<ExitCode> {
+fn get(project: &Project, name: &str, output: &Output) -> Result<u8> {
     let key = schema::find(name)?;
     let config = edit::load(project, key.home())?;
     let Some(value) = key.find(&config) else {
         output.result(&Value::Null);
-        return Ok(ExitCode::FAILURE);
+        return Ok(1);
     };
     output.result(value);
     output.line(plain(value));
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
-fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
+fn show(project: &Project, all: bool, output: &Output) -> Result<u8> {
     let mut wrong = Vec::new();
     let mut warn = |message| wrong.push(message);
     let settings = Settings::of(&edit::load(project, ConfigFile::Config)?, &mut warn);
@@ -207,16 +202,16 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
     }
     output.result(&shown);
     for message in wrong {
-        if output.json {
-            output.late_warnings(&[Warning::new(WarningCode::Config, message)]);
+        if output.is_json() {
+            output.warnings(&[Warning::new(WarningCode::Config, message)]);
         } else {
             output.line(format!("warning: {}", translate(&message)));
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
-fn test_hooks(project: &Project, output: &Output) -> ExitCode {
+fn test_hooks(project: &Project, output: &Output) -> u8 {
     let mut warnings = Vec::new();
     let hooks = Hooks::load(project, &mut warnings);
     let mut results = Vec::new();
@@ -245,11 +240,7 @@ fn test_hooks(project: &Project, output: &Output) -> ExitCode {
         !results.is_empty() && warnings.is_empty() && results.iter().all(|one| one["ok"] == true);
     output.warnings(&warnings);
     output.result(&json!({ "hooks": results, "warnings": warnings }));
-    if is_good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    u8::from(!is_good)
 }
 
 /// Formats a value as a person would type it.

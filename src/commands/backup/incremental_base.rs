@@ -207,8 +207,7 @@ impl IncrementalBase {
                     "{link} is damaged and cannot be part of a chain"
                 ));
                 return Err(Error {
-                    remedy: "Make a full backup now; see the damage with `kg diag backup --verify`"
-                        .into(),
+                    remedy: "Make a full backup now; see the damage with `kg diag verify`".into(),
                     ..error
                 });
             }

@@ -104,7 +104,7 @@ fn dated_ahead(listed: &[Backup]) -> Option<Warning> {
     };
     let message = format!(
         "{first}{more} is dated ahead of now, so a clock was wrong then or is wrong now. It counts \
-         as older than all others. Delete it if you do not need it: `kg diag backup --delete \
+         as older than all others. Delete it if you do not need it: `kg diag delete \
          {first}`"
     );
     Some(Warning::new(WarningCode::Store, message))

@@ -94,7 +94,7 @@ impl BackupPlan {
             }
             Reuse::Previous if is_base_error(&error) => {
                 let message = format!(
-                    "Reused nothing of the previous archive: {}. Run `kg diag backup --verify` to \
+                    "Reused nothing of the previous archive: {}. Run `kg diag verify` to \
                      see the damage",
                     error.message
                 );

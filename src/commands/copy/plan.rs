@@ -13,6 +13,7 @@ use crate::{
         shared::by_origin,
         sort,
     },
+    util::wording,
 };
 
 /// What to copy.
@@ -135,13 +136,14 @@ fn missing_members(
 /// Warns of backups that are not copied because they belong to other projects.
 pub(super) fn of_others(source: &Store, listed: &[Backup]) -> Option<Warning> {
     let is_other = |backup: &&Backup| !is_chosen(source, backup);
-    let count = listed.iter().filter(is_other).count();
+    let others = listed.iter().filter(is_other).count();
     let message = format!(
-        "{count} backups in {} belong to other projects and were not copied; `backupIds` names \
-         single ones",
-        source.dir().display()
+        "{} in {} {} to other projects and not copied; `backupIds` names single ones",
+        wording::count(others, "backup"),
+        source.dir().display(),
+        wording::agree(others, "belongs", "belong")
     );
-    (count > 0).then(|| Warning::new(WarningCode::Store, message))
+    (others > 0).then(|| Warning::new(WarningCode::Store, message))
 }
 
 /// Returns whether a backup is copied without being named. Outside any project, all are.
@@ -159,7 +161,7 @@ fn unusable(left: &Unlisted) -> CopyFailure {
     let error = Error::new(
         code,
         format!("{} cannot be copied: {}", left.archive, left.why()),
-        "Make a new backup; `kg diag backup --list` shows what is usable",
+        "Make a new backup; `kg diag list` shows what is usable",
     );
     CopyFailure {
         id: left.id.clone(),

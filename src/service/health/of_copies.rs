@@ -33,7 +33,7 @@ fn behind(target: &Path, own: &[Backup], copies: &[Backup]) -> Option<Issue> {
     let lag = Lag::of(own, Copied::newest(copies).as_ref());
     let now = Timestamp::now().as_millisecond();
     let message = copies::behind(target, lag.missing, now.saturating_sub(lag.since?))?;
-    let remedy = "Copy with `kg diag backup --copy-to`; `kg diag backup --status` tells how the last \
+    let remedy = "Copy with `kg diag backup --copy-to`; `kg diag status` tells how the last \
                   copy ended";
     Some(issue(IssueCode::CopyBehind, message, remedy, target))
 }

@@ -204,7 +204,7 @@ impl StoreLook<'_> {
             Flaw::NoArchive => "Put the archive back; the next backup removes the manifest",
             Flaw::Unread(error) => &error.remedy,
             _ => {
-                "Verify it with `kg diag backup --verify FILE`; the next backup lists it if it is \
+                "Verify it with `kg diag verify FILE`; the next backup lists it if it is \
                  intact"
             }
         };

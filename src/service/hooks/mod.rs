@@ -28,7 +28,7 @@ use std::{
 use serde_json::Value;
 
 pub use self::{
-    event::{Event, EventKind},
+    event::{Event, EventKind, VERSION as EVENT_VERSION},
     runner::HookRunner,
 };
 use crate::{
