@@ -2,7 +2,7 @@ import js from '@eslint/js';
 import globals from 'globals';
 
 export default [
-  { ignores: ['target/', 'benchmarks/data/', 'npm/'] },
+  { ignores: ['target/', 'benchmarks/data/', 'npm/', 'index.js'] },
   js.configs.recommended,
   {
     languageOptions: { ecmaVersion: 2023, globals: globals.node },
@@ -20,7 +20,7 @@ export default [
     },
   },
   {
-    files: ['**/*.cjs', 'index.js', 'lib/**/*.js', 'bin/**/*.js'],
+    files: ['**/*.cjs', 'bin/**/*.js'],
     languageOptions: { sourceType: 'commonjs' },
   },
   { files: ['__test__/jest/**'], languageOptions: { globals: globals.jest } },

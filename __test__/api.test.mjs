@@ -17,7 +17,7 @@ import * as esm from '@weavelogic/knowledge-graph-agent';
 import { createBackupManager, KgError } from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 
-import { run } from './support/processes.mjs';
+import { repository, run } from './support/processes.mjs';
 import { fillDatabase, makeProject, temporaryDirectory } from './support/project.mjs';
 
 function setUp(config = {}, project = makeProject()) {
@@ -42,7 +42,34 @@ test('import and require provide every export by name', () => {
     'createBackupManager',
   ];
   expect(Object.keys(cjs).sort()).toEqual(names);
-  for (const name of names) expect(esm[name]).toBe(cjs[name]);
+  for (const name of names) expect(esm).toHaveProperty(name);
+  const inNode = `import * as esm from '@weavelogic/knowledge-graph-agent';
+    import { createRequire } from 'node:module';
+    const cjs = createRequire(import.meta.url)('@weavelogic/knowledge-graph-agent');
+    console.log(Object.keys(cjs).filter((name) => esm[name] === cjs[name]).sort().join());`;
+  const same = run(process.execPath, ['--input-type=module', '-e', inNode], { cwd: repository });
+  expect(same).toBe(`${names.join()}\n`);
+});
+
+test('an error of the ES modules is a KgError of the CommonJS build, and the other way round', async () => {
+  const cjs = createRequire(import.meta.url)('@weavelogic/knowledge-graph-agent');
+  const modules = await import('../index.mjs');
+  const thrown = (create) => {
+    try {
+      return create({ compressionLevel: 12 });
+    } catch (error) {
+      return error;
+    }
+  };
+  for (const { createBackupManager: create } of [modules, cjs]) {
+    expect(thrown(create)).toBeInstanceOf(modules.KgError);
+    expect(thrown(create)).toBeInstanceOf(cjs.KgError);
+  }
+  class Special extends modules.KgError {}
+  expect(thrown(cjs.createBackupManager)).not.toBeInstanceOf(Special);
+  expect(new Special({ code: 'X', message: 'x', remedy: 'x' })).toBeInstanceOf(cjs.KgError);
+  for (const other of [new Error('x'), {}, null, undefined])
+    expect(other).not.toBeInstanceOf(modules.KgError);
 });
 
 /** The form in which a new backup is listed later. */

@@ -324,12 +324,12 @@ describe('loading the package', () => {
     const dir = temporaryDirectory();
     cpSync(path.join(repository, 'lib'), path.join(dir, 'bundle'), { recursive: true });
     expect(
-      node("try { require('./bundle/native.js') } catch (e) { console.log(e.code, e.message) }", {
+      node("import('./bundle/native.mjs').catch((e) => console.log(e.code, e.message))", {
         cwd: dir,
       }).output,
     ).toMatch(/KG_NATIVE_MISSING .*bundler.*--external:@weavelogic\/knowledge-graph-agent/);
     const copy = path.join(dir, 'package');
-    for (const part of ['lib', 'bin', 'package.json', 'index.js'])
+    for (const part of ['lib', 'bin', 'package.json', 'index.js', 'index.mjs'])
       cpSync(path.join(repository, part), path.join(copy, part), { recursive: true });
     const command = spawnSync(process.execPath, [path.join(copy, 'bin/kg.js'), '--version'], {
       encoding: 'utf8',

@@ -27,6 +27,7 @@ import path from 'node:path';
 import Database from 'better-sqlite3';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
 
+import { platformName } from '../lib/platform-name.mjs';
 import { kg, kgPath, repository, run, until } from './support/processes.mjs';
 import { fillDatabase, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 import { resultOf } from './support/json-output.mjs';
@@ -44,9 +45,6 @@ const LEVEL_2 = procedure('#### Level 2: Full System Recovery');
 
 /** Starts a registry that serves the packages of this checkout. */
 async function startRegistry(dir) {
-  const { platformName } = await import('../lib/platform-name.js').then(
-    (module) => module.default ?? module,
-  );
   const platform = `${PACKAGE}-${platformName()}`;
   const packed = {};
   for (const from of ['.', `npm/${platformName()}`]) {

@@ -4,7 +4,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import path from 'node:path';
 
-import platform from '../lib/platform.js';
+import { kgPath } from '../lib/platform.mjs';
 import { median } from './measure.mjs';
 import { spread } from './tables.mjs';
 
@@ -33,7 +33,7 @@ function timed(works, runs) {
 export function commandLine(project, store) {
   const backUp = () => {
     rmSync(store, { recursive: true, force: true });
-    execFileSync(platform.kgPath, ['diag', 'backup', '--quiet', '--output', store], {
+    execFileSync(kgPath, ['diag', 'backup', '--quiet', '--output', store], {
       cwd: project,
     });
   };
@@ -47,7 +47,7 @@ export function checks(project, runs) {
   const quiet = { stdio: ['ignore', 'ignore', 'inherit'] };
   const ours = () =>
     execFileSync(
-      platform.kgPath,
+      kgPath,
       ['diag', 'integrity', '--no-files', '--no-vectors', '--project', project],
       quiet,
     );

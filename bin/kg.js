@@ -6,33 +6,33 @@
 const { spawn } = require('node:child_process');
 const { constants } = require('node:os');
 
-/** The native `kg`; a message without a stack if there is none for this machine. */
-function find() {
-  try {
-    return require('../lib/platform.js').kgPath;
-  } catch (error) {
-    process.stderr.write(`kg: ${error.message} [${error.code}]\n`);
-    process.exit(1);
+/** Starts the native `kg` and forwards signals to it. */
+function run(kgPath) {
+  const child = spawn(kgPath, process.argv.slice(2), { stdio: 'inherit' });
+
+  // A terminal sends Ctrl-C to both; this process waits for the native one to end cleanly.
+  /** @type {NodeJS.Signals[]} */
+  const forwarded = ['SIGINT', 'SIGTERM', 'SIGHUP'];
+  for (const signal of forwarded) {
+    process.on(signal, () => {
+      if (signal !== 'SIGINT' || !process.stdin.isTTY) child.kill(signal);
+    });
   }
-}
 
-const kgPath = find();
-
-const child = spawn(kgPath, process.argv.slice(2), { stdio: 'inherit' });
-
-// A terminal sends Ctrl-C to both; this process waits for the native one to end cleanly.
-/** @type {NodeJS.Signals[]} */
-const forwarded = ['SIGINT', 'SIGTERM', 'SIGHUP'];
-for (const signal of forwarded) {
-  process.on(signal, () => {
-    if (signal !== 'SIGINT' || !process.stdin.isTTY) child.kill(signal);
+  child.on('error', (error) => {
+    process.stderr.write(`kg: ${kgPath} could not be started: ${error.message}\n`);
+    process.exitCode = 1;
+  });
+  child.on('exit', (code, signal) => {
+    process.exitCode = code ?? 128 + constants.signals[signal];
   });
 }
 
-child.on('error', (error) => {
-  process.stderr.write(`kg: ${kgPath} could not be started: ${error.message}\n`);
-  process.exitCode = 1;
-});
-child.on('exit', (code, signal) => {
-  process.exitCode = code ?? 128 + constants.signals[signal];
-});
+import('../lib/platform.mjs').then(
+  ({ kgPath }) => run(kgPath),
+  // A sentence without a stack, because there is nothing to debug here.
+  (error) => {
+    process.stderr.write(`kg: ${error.message} [${error.code}]\n`);
+    process.exitCode = 1;
+  },
+);

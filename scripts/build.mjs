@@ -1,12 +1,13 @@
-// Builds the addon and `kg` and copies both into npm/<platform>/, where index.js and bin/kg.js look
+// Builds the addon and `kg` and copies both into npm/<platform>/, where lib/platform.mjs looks
 // for them. `--dev` makes the build that the tests need: it compiles faster and keeps the checks of
 // debug builds.
 
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, rmSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+
+import { platformName } from '../lib/platform-name.mjs';
 
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 
@@ -21,7 +22,6 @@ if (cargo.error)
   );
 if (cargo.status !== 0) process.exit(1);
 
-const { platformName } = createRequire(import.meta.url)('../lib/platform-name.js');
 const library =
   { darwin: 'libkg_backup.dylib', win32: 'kg_backup.dll' }[process.platform] ?? 'libkg_backup.so';
 const target = path.join(root, 'npm', platformName());

@@ -20,12 +20,12 @@ import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-import { prepare, require, root } from './setup.mjs';
+import { kgPath as kg } from '../lib/platform.mjs';
+import { prepare, root } from './setup.mjs';
 
 const CARGO_FUZZ = '0.13.2';
 const fuzzDir = path.join(root, 'fuzz');
 const work = path.join(root, 'target/fuzz');
-const { kgPath: kg } = require('../lib/platform.js');
 
 export const targets = readdirSync(path.join(fuzzDir, 'fuzz_targets'))
   .filter((file) =>

@@ -61,6 +61,7 @@ async function build(...options) {
  */
 export async function prepare(...options) {
   await Promise.all([packages(), build(...options)]);
+  await must(process.execPath, path.join(root, 'scripts/commonjs.mjs'));
 }
 
 /** The programs that the tests compare results with, each with its Debian package. */

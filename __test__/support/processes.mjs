@@ -2,16 +2,17 @@
 
 import { execFile, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { createRequire } from 'node:module';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
 import { onTestFinished } from 'vitest';
 
+import { kgPath } from '../../lib/platform.mjs';
+
 const here = path.dirname(fileURLToPath(import.meta.url));
 export const repository = path.join(here, '..', '..');
-export const { kgPath } = createRequire(import.meta.url)('../../lib/platform.js');
+export { kgPath };
 
 /**
  * Starts support/writer.mjs and waits for its first transaction. `stop()` resolves to its report.

@@ -5,7 +5,6 @@
 
 import { execFile } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import os from 'node:os';
 import path from 'node:path';
 import { promisify } from 'node:util';
@@ -13,7 +12,8 @@ import { promisify } from 'node:util';
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { resultOf } from './json-output.mjs';
 
-const { kgPath } = createRequire(import.meta.url)('../../lib/platform.js');
+import { kgPath } from '../../lib/platform.mjs';
+
 const [root, backupDir, milliseconds, seed] = process.argv.slice(2);
 const manager = createBackupManager({ projectRoot: root, backupDir, maxBackups: 12 });
 const keeper = createBackupManager({ projectRoot: root, backupDir });

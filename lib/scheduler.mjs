@@ -1,10 +1,8 @@
-'use strict';
-
 // Runs backups on a schedule. The addon (src/schedule) plans the times and receives the current
 // time as an argument. This file has the timers, the runs and the callbacks.
 
-const { AbortError, KgError, invalidOption } = require('./errors.js');
-const { assertFunction, callBack, planSchedule } = require('./native.js');
+import { AbortError, KgError, invalidOption } from './errors.mjs';
+import { assertFunction, callBack, planSchedule } from './native.mjs';
 
 /**
  * The longest wait before the time is read again. The clock may have been set, or the machine may
@@ -16,10 +14,10 @@ const DESCRIPTION = 'Scheduled backup';
  * The method with which a scheduler asks its manager about the next run. `Symbol.for` makes it the
  * same symbol in every realm.
  */
-const NEXT_RUN = Symbol.for('@weavelogic/knowledge-graph-agent.nextRun');
+export const NEXT_RUN = Symbol.for('@weavelogic/knowledge-graph-agent.nextRun');
 
 /** The method with which a scheduler has its manager copy to the second store of the settings. */
-const COPY_CONFIGURED = Symbol.for('@weavelogic/knowledge-graph-agent.copyConfigured');
+export const COPY_CONFIGURED = Symbol.for('@weavelogic/knowledge-graph-agent.copyConfigured');
 
 /** Reads the global timers at each call, so that a test can replace them. */
 const SYSTEM_CLOCK = {
@@ -48,7 +46,7 @@ function assertManager(manager) {
   }
 }
 
-class BackupScheduler {
+export class BackupScheduler {
   #manager;
   #options;
   #clock;
@@ -73,7 +71,7 @@ class BackupScheduler {
   #copying = null;
   #counts = { runs: 0, failures: 0, consecutiveFailures: 0 };
 
-  /** @param {Partial<import('../index').BackupSchedulerOptions>} options */
+  /** @param {Partial<import('../index.js').BackupSchedulerOptions>} options */
   constructor(options = {}) {
     if (options === null || typeof options !== 'object' || Array.isArray(options)) {
       throw invalidOption(
@@ -240,7 +238,7 @@ class BackupScheduler {
 
   /**
    * @param {any} run
-   * @param {{ backup?: import('../index').CreatedBackup, error?: Error }} outcome
+   * @param {{ backup?: import('../index.js').CreatedBackup, error?: Error }} outcome
    */
   #ended(run, { backup, error }) {
     this.#run = null;
@@ -324,5 +322,3 @@ class BackupScheduler {
     };
   }
 }
-
-module.exports = { BackupScheduler, COPY_CONFIGURED, NEXT_RUN };

@@ -1,14 +1,13 @@
-'use strict';
-
 // Finds the native parts for this machine: the addon, and the executable `kg` that the addon starts
 // as its worker. A checkout has them in npm/<platform>/ (`npm run build`), an installation in a
 // package of its own.
 
-const fs = require('node:fs');
-const path = require('node:path');
+import fs from 'node:fs';
+import nodeModule from 'node:module';
+import path from 'node:path';
 
-const { KgError } = require('./errors.js');
-const { platformName } = require('./platform-name.js');
+import { KgError } from './errors.mjs';
+import { platformName } from './platform-name.mjs';
 
 const NAME = '@weavelogic/knowledge-graph-agent';
 const ADDON = 'knowledge-graph-agent.node';
@@ -19,17 +18,20 @@ const BUNDLED =
   'a bundler has moved this code away from its package: leave the package out of the bundle ' +
   `(esbuild \`--external:${NAME}\`, Rollup \`external\`, webpack \`externals\`) and install it where the bundle runs`;
 
-/** Returns whether this file is still inside its package. A bundler moves it out. */
-function isInPackage() {
+// A bundle of CommonJS has no `import.meta.url`. createRequire is called as a member of its module
+// because webpack replaces the imported function.
+const require = nodeModule.createRequire(import.meta.url ?? __filename);
+
+/** Returns the directory of this package, or null if a bundler has moved this code out of it. */
+function packageDirectory() {
   try {
-    return (
-      JSON.parse(fs.readFileSync(path.join(__dirname, '..', 'package.json'), 'utf8')).name === NAME
-    );
+    return path.dirname(require.resolve(`${NAME}/package.json`));
   } catch {
-    // A bundle of ES modules gets here too, because it has no `__dirname`.
-    return false;
+    return null;
   }
 }
+
+const root = packageDirectory();
 
 function unsupported(platform) {
   const remedy = platform.endsWith('-musl')
@@ -43,15 +45,15 @@ function unsupported(platform) {
 
 function missing(platform, cause) {
   const message = `The native parts of ${NAME} for ${platform} were not found: the package ${NAME}-${platform} is not installed`;
-  const remedy = isInPackage()
+  const remedy = root
     ? 'Install again on this machine without `--omit=optional` (a node_modules directory from another system contains other native parts), or run `npm run build` in a checkout'
     : `It seems that ${BUNDLED}`;
   return new KgError({ code: 'KG_NATIVE_MISSING', message, remedy, cause });
 }
 
 function nativeDirectory(platform) {
-  if (isInPackage()) {
-    const checkout = path.join(__dirname, '..', 'npm', platform);
+  if (root) {
+    const checkout = path.join(root, 'npm', platform);
     if (fs.existsSync(path.join(checkout, ADDON))) return checkout;
   }
   try {
@@ -65,21 +67,17 @@ const platform = platformName();
 const directory = nativeDirectory(platform);
 
 /** Loads the addon. Throws `KG_NATIVE_MISSING` with the loader's reason if that fails. */
-function loadAddon() {
+export function loadAddon() {
   const addonPath = path.join(directory, ADDON);
   try {
     return require(addonPath);
   } catch (cause) {
     const message = `The native parts of ${NAME} for ${platform} could not be loaded: ${cause.message}`;
-    const remedy = isInPackage()
+    const remedy = root
       ? 'Install the package again on this machine; the system must have at least the glibc that the message names'
       : `It seems that ${BUNDLED}`;
     throw new KgError({ code: 'KG_NATIVE_MISSING', message, remedy, cause: cause.message });
   }
 }
 
-module.exports = {
-  loadAddon,
-  addonPath: path.join(directory, ADDON),
-  kgPath: path.join(directory, process.platform === 'win32' ? 'kg.exe' : 'kg'),
-};
+export const kgPath = path.join(directory, process.platform === 'win32' ? 'kg.exe' : 'kg');

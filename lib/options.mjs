@@ -1,19 +1,17 @@
-'use strict';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
 
-const path = require('node:path');
-const { fileURLToPath } = require('node:url');
-
-const { invalidOption } = require('./errors.js');
+import { invalidOption } from './errors.mjs';
 
 /**
  * Splits options into those that go to the addon and those that stay in JavaScript.
  *
  * @template {object} T
  * @param {string} name
- * @param {T & import('../index').LongCallOptions} [options]
- * @returns {[Omit<T, 'onProgress' | 'signal'>, import('../index').LongCallOptions]}
+ * @param {T & import('../index.js').LongCallOptions} [options]
+ * @returns {[Omit<T, 'onProgress' | 'signal'>, import('../index.js').LongCallOptions]}
  */
-function split(name, options = /** @type {any} */ ({})) {
+export function split(name, options = /** @type {any} */ ({})) {
   if (options === null || typeof options !== 'object' || Array.isArray(options)) {
     throw invalidOption(`${name} takes an object of options`, 'See index.d.ts for the options');
   }
@@ -21,12 +19,12 @@ function split(name, options = /** @type {any} */ ({})) {
   return [rest, { onProgress, signal }];
 }
 
-function toPath(value) {
+export function toPath(value) {
   return value instanceof URL && value.protocol === 'file:' ? fileURLToPath(value) : value;
 }
 
 /** Makes a path absolute, so that a later change of the working directory has no effect. */
-function toAbsolute(value) {
+export function toAbsolute(value) {
   const given = toPath(value);
   const isLocal = typeof given === 'string' && given !== '' && !given.includes('://');
   return isLocal ? path.resolve(given) : given;
@@ -36,7 +34,7 @@ function toAbsolute(value) {
  * Checks the keys of encrypted backups. The check is in JavaScript because the messages of the
  * addon quote values, and no secret may appear in a message.
  */
-function toEncryption(value) {
+export function toEncryption(value) {
   if (value === undefined || value === false) return value;
   const refuse = (what) =>
     invalidOption(
@@ -66,5 +64,3 @@ function toEncryption(value) {
     identityFile: absolute(value.identityFile),
   };
 }
-
-module.exports = { split, toAbsolute, toEncryption, toPath };

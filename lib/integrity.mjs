@@ -1,9 +1,7 @@
-'use strict';
-
-const { invalidOption } = require('./errors.js');
-const { call } = require('./native.js');
-const { split, toAbsolute, toEncryption } = require('./options.js');
-const { kgPath } = require('./platform.js');
+import { invalidOption } from './errors.mjs';
+import { call } from './native.mjs';
+import { split, toAbsolute, toEncryption } from './options.mjs';
+import { kgPath } from './platform.mjs';
 
 const SUBJECTS =
   "Give the path of a database or project, a better-sqlite3 or node:sqlite handle, or the host's KnowledgeGraphDatabase";
@@ -36,10 +34,10 @@ function subjectOf(db) {
   return absolute;
 }
 
-class IntegrityChecker {
+export class IntegrityChecker {
   #config;
 
-  /** @param {import('../index').IntegrityCheckerOptions} options */
+  /** @param {import('../index.js').IntegrityCheckerOptions} options */
   constructor(db, options = {}) {
     const [
       {
@@ -103,7 +101,7 @@ class IntegrityChecker {
  * The method with which a freshness check gets the newest good backup of its manager. `Symbol.for`
  * makes it the same symbol in every realm.
  */
-const NEWEST_GOOD = Symbol.for('@weavelogic/knowledge-graph-agent.newestGood');
+export const NEWEST_GOOD = Symbol.for('@weavelogic/knowledge-graph-agent.newestGood');
 const UNITS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 /** Converts a number of milliseconds, or a text such as `24h`, to milliseconds. */
@@ -117,8 +115,8 @@ function milliseconds(name, time) {
   );
 }
 
-/** @param {import('../index').FreshnessOptions} options */
-function backupFreshnessCheck(manager, options = {}) {
+/** @param {import('../index.js').FreshnessOptions} options */
+export function backupFreshnessCheck(manager, options = {}) {
   const [{ maxAge = '24h', interval = '1h', name = 'backup-freshness', ...unknown }] = split(
     'backupFreshnessCheck',
     options,
@@ -143,5 +141,3 @@ function backupFreshnessCheck(manager, options = {}) {
   };
   return { name, interval, check };
 }
-
-module.exports = { IntegrityChecker, NEWEST_GOOD, backupFreshnessCheck };

@@ -1,7 +1,17 @@
-'use strict';
+/**
+ * Marks every KgError. A process may contain this class twice, because `require` loads index.js and
+ * a bundle contains index.mjs.
+ */
+const BRAND = Symbol.for('@weavelogic/knowledge-graph-agent.KgError');
 
 /** An error of this package; see index.d.ts. */
-class KgError extends Error {
+export class KgError extends Error {
+  static [Symbol.hasInstance](value) {
+    return this === KgError
+      ? value instanceof Error && value[BRAND] === true
+      : Function.prototype[Symbol.hasInstance].call(this, value);
+  }
+
   /** @param {{ code: string, message: string, remedy: string, cause?: string }} error */
   constructor({ code, message, remedy, cause }) {
     super(`${message}. ${remedy}.`, cause === undefined ? undefined : { cause: new Error(cause) });
@@ -9,10 +19,14 @@ class KgError extends Error {
     this.code = code;
     this.remedy = remedy;
   }
+
+  get [BRAND]() {
+    return true;
+  }
 }
 
 /** The error with which an aborted call rejects, in the shape of Node's own AbortError. */
-class AbortError extends Error {
+export class AbortError extends Error {
   constructor(reason) {
     super('The operation was aborted', { cause: reason });
     this.name = 'AbortError';
@@ -20,8 +34,6 @@ class AbortError extends Error {
   }
 }
 
-function invalidOption(message, remedy) {
+export function invalidOption(message, remedy) {
   return new KgError({ code: 'KG_INVALID_OPTION', message, remedy });
 }
-
-module.exports = { AbortError, KgError, invalidOption };

@@ -1,10 +1,8 @@
-'use strict';
-
 // Calls the addon with JSON, and converts the JSON that it returns to results, errors and callbacks
 // of this realm.
 
-const { AbortError, KgError, invalidOption } = require('./errors.js');
-const { loadAddon } = require('./platform.js');
+import { AbortError, KgError, invalidOption } from './errors.mjs';
+import { loadAddon } from './platform.mjs';
 
 const addon = loadAddon();
 
@@ -34,7 +32,7 @@ function decode(text) {
 }
 
 /** Calls a callback. If it throws, or if its promise rejects, the process emits a warning. */
-function callBack(name, callback, argument) {
+export function callBack(name, callback, argument) {
   const warn = (thrown) => {
     const text = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown);
     process.emitWarning(`${name} threw: ${text}`, { type: 'KgWarning', code: 'KG_CALLBACK_THREW' });
@@ -47,7 +45,7 @@ function callBack(name, callback, argument) {
   }
 }
 
-function assertFunction(name, value) {
+export function assertFunction(name, value) {
   if (value !== undefined && value !== null && typeof value !== 'function') {
     throw invalidOption(`\`${name}\` is not a function`, 'Give a function, or leave it out');
   }
@@ -66,9 +64,9 @@ function assertSignal(signal) {
  * Runs a call of the addon on another thread.
  *
  * @param {object} request
- * @param {import('../index').LongCallOptions} control
+ * @param {import('../index.js').LongCallOptions} control
  */
-async function call(request, { onProgress, signal } = {}) {
+export async function call(request, { onProgress, signal } = {}) {
   assertFunction('onProgress', onProgress);
   assertSignal(signal);
   const text = encode(request);
@@ -89,18 +87,16 @@ async function call(request, { onProgress, signal } = {}) {
 }
 
 /** Throws if a configuration cannot be used. */
-function checkConfig(config) {
+export function checkConfig(config) {
   decode(addon.checkConfig(encode(config)));
 }
 
 /** Returns the directory of the backups for a configuration without `backupDir`. */
-function backupDir(config) {
+export function backupDir(config) {
   return decode(addon.backupDir(encode(config)));
 }
 
 /** Returns what a scheduler does next; see src/calls/schedule.rs. */
-function planSchedule(request) {
+export function planSchedule(request) {
   return decode(addon.planSchedule(encode(request)));
 }
-
-module.exports = { assertFunction, backupDir, call, callBack, checkConfig, planSchedule };

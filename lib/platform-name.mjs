@@ -1,6 +1,4 @@
-'use strict';
-
-const fs = require('node:fs');
+import fs from 'node:fs';
 
 /**
  * The number of bytes to read from an executable. The program headers of an ELF file and the name
@@ -29,9 +27,7 @@ function isMusl() {
 /**
  * Returns the name of this machine's directory in npm/, which is also the suffix of its package.
  */
-function platformName() {
+export function platformName() {
   const name = `${process.platform}-${process.arch}`;
   return process.platform === 'linux' ? `${name}-${isMusl() ? 'musl' : 'gnu'}` : name;
 }
-
-module.exports = { platformName };

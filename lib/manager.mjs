@@ -1,11 +1,9 @@
-'use strict';
-
-const { invalidOption } = require('./errors.js');
-const { NEWEST_GOOD } = require('./integrity.js');
-const { assertFunction, backupDir, call, callBack, checkConfig } = require('./native.js');
-const { split, toAbsolute, toEncryption, toPath } = require('./options.js');
-const { kgPath } = require('./platform.js');
-const { BackupScheduler, COPY_CONFIGURED, NEXT_RUN } = require('./scheduler.js');
+import { invalidOption } from './errors.mjs';
+import { NEWEST_GOOD } from './integrity.mjs';
+import { assertFunction, backupDir, call, callBack, checkConfig } from './native.mjs';
+import { split, toAbsolute, toEncryption, toPath } from './options.mjs';
+import { kgPath } from './platform.mjs';
+import { BackupScheduler, COPY_CONFIGURED, NEXT_RUN } from './scheduler.mjs';
 
 function assertReference(name, value) {
   if (typeof value !== 'string' || value === '') {
@@ -16,12 +14,12 @@ function assertReference(name, value) {
   }
 }
 
-class BackupManager {
+export class BackupManager {
   #config;
   #onSuccess;
   #onFailure;
 
-  /** @param {import('../index').BackupManagerConfig} config */
+  /** @param {import('../index.js').BackupManagerConfig} config */
   constructor(config = {}) {
     const [{ onSuccess, onFailure, ...rest }] = split('createBackupManager', config);
     assertFunction('onSuccess', onSuccess);
@@ -144,7 +142,7 @@ class BackupManager {
     return call(checked, control);
   }
 
-  /** @param {import('../index').RestoreOptions} options */
+  /** @param {import('../index.js').RestoreOptions} options */
   async restore(options) {
     const [given, control] = split('restore', options);
     const resolved = {
@@ -155,7 +153,7 @@ class BackupManager {
     return call({ call: 'restore', config: this.#config, options: resolved }, control);
   }
 
-  /** @param {import('../index').UndoOptions} [options] */
+  /** @param {import('../index.js').UndoOptions} [options] */
   async undoRestore(options) {
     const [given, control] = split('undoRestore', options);
     const resolved = {
@@ -165,7 +163,7 @@ class BackupManager {
     return call({ call: 'undoRestore', config: this.#config, options: resolved }, control);
   }
 
-  /** @param {import('../index').RehearseOptions} [options] */
+  /** @param {import('../index.js').RehearseOptions} [options] */
   async rehearse(options) {
     const [given, control] = split('rehearse', options);
     const resolved = {
@@ -187,8 +185,6 @@ class BackupManager {
   }
 }
 
-function createBackupManager(config) {
+export function createBackupManager(config) {
   return new BackupManager(config);
 }
-
-module.exports = { BackupManager, createBackupManager };
