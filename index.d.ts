@@ -1947,13 +1947,13 @@ export type KgErrorCode =
   | 'KG_KILLED'
   | 'KG_INTERNAL'
   /**
-   * Thrown when the package is loaded: it has no native parts for this platform, for example musl
-   * or Windows.
+   * Thrown by the first call that needs the native parts: there are none for this platform. The
+   * message lists the supported ones.
    */
   | 'KG_PLATFORM_UNSUPPORTED'
   /**
-   * Thrown when the package is loaded: its native parts are not installed, cannot be loaded, or
-   * were lost by a bundler.
+   * Thrown by the first call that needs the native parts: they are not installed, cannot be loaded,
+   * or were lost by a bundler.
    */
   | 'KG_NATIVE_MISSING';
 

@@ -2,14 +2,14 @@
 // success.
 
 import { spawn, spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, openSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { openSync, readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
 
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, once, repository, run } from './support/processes.mjs';
-import { makeProject, temporaryDirectory } from './support/project.mjs';
 import { resultOf } from './support/json-output.mjs';
+import { makeProject } from './support/project.mjs';
 
 describe('arguments that kg does not accept', () => {
   const wrong = [
@@ -279,70 +279,5 @@ describe('flags and commands in messages', () => {
       }
     }
     expect(seen).toBeGreaterThan(40);
-  });
-});
-
-describe('loading the package', () => {
-  /** Runs JavaScript in a separate process and returns its output and exit status. */
-  const node = (script, options) => {
-    const { status, stdout, stderr } = spawnSync(process.execPath, ['-e', script], {
-      encoding: 'utf8',
-      cwd: repository,
-      ...options,
-    });
-    return { status, output: stdout + stderr };
-  };
-  const tryIt = (before) =>
-    `${before}; try { require('./index.js') } catch (e) { console.log(e.name, e.code, e.message) }`;
-
-  test('requests no process report, which can block the event loop', () => {
-    const script =
-      "process.report.getReport = () => { throw new Error('blocked') }; require('./index.js'); console.log('loaded')";
-    expect(node(script)).toEqual({ status: 0, output: 'loaded\n' });
-  });
-
-  test('on musl, on an unsupported platform and without the native package explains what to install', () => {
-    const dir = temporaryDirectory();
-    writeFileSync(path.join(dir, 'node'), '\x7fELF..../lib/ld-musl-x86_64.so.1\0');
-    const set = (object, name, value) =>
-      `Object.defineProperty(${object}, '${name}', { value: ${JSON.stringify(value)} })`;
-    expect(node(tryIt(set('process', 'execPath', path.join(dir, 'node')))).output).toMatch(
-      /^KgError KG_PLATFORM_UNSUPPORTED .*linux-\w+-musl.*Alpine.*glibc/,
-    );
-    expect(node(tryIt(set('process', 'platform', 'win32'))).output).toMatch(
-      /KG_PLATFORM_UNSUPPORTED .*win32-\w+.*WSL 2/,
-    );
-    expect(node(tryIt(set('process', 'arch', 'riscv64'))).output).toMatch(
-      /KG_PLATFORM_UNSUPPORTED .*linux-riscv64-gnu.*linux-x64-gnu/,
-    );
-    expect(node(tryIt(set('process', 'arch', 'arm64'))).output).toMatch(
-      /KG_NATIVE_MISSING .*@weavelogic\/knowledge-graph-agent-linux-arm64-gnu is not installed.*--omit=optional/,
-    );
-  });
-
-  test('in a bundle, or with unloadable native parts, reports the problem, and so does the command', () => {
-    const dir = temporaryDirectory();
-    cpSync(path.join(repository, 'lib'), path.join(dir, 'bundle'), { recursive: true });
-    expect(
-      node("import('./bundle/native.mjs').catch((e) => console.log(e.code, e.message))", {
-        cwd: dir,
-      }).output,
-    ).toMatch(/KG_NATIVE_MISSING .*bundler.*--external:@weavelogic\/knowledge-graph-agent/);
-    const copy = path.join(dir, 'package');
-    for (const part of ['lib', 'bin', 'package.json', 'index.js', 'index.mjs'])
-      cpSync(path.join(repository, part), path.join(copy, part), { recursive: true });
-    const command = spawnSync(process.execPath, [path.join(copy, 'bin/kg.js'), '--version'], {
-      encoding: 'utf8',
-    });
-    expect(command).toMatchObject({
-      status: 1,
-      stderr: expect.stringMatching(/^kg: .*is not installed.*\[KG_NATIVE_MISSING\]\n$/),
-    });
-    const native = path.join(copy, 'npm', path.basename(path.dirname(kgPath)));
-    mkdirSync(native, { recursive: true });
-    writeFileSync(path.join(native, 'knowledge-graph-agent.node'), 'of another system');
-    expect(node(tryIt(''), { cwd: copy }).output).toMatch(
-      /KG_NATIVE_MISSING .*could not be loaded/,
-    );
   });
 });

@@ -4,10 +4,11 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import path from 'node:path';
 
-import { kgPath } from '../lib/platform.mjs';
+import { nativeParts } from '../lib/native-parts.mjs';
 import { median } from './measure.mjs';
 import { spread } from './tables.mjs';
 
+const { kgPath } = nativeParts();
 const SMALL_RUNS = 10;
 /** The SQL with which SQLite's own shell makes the same checks. */
 const SHELL_CHECKS = `PRAGMA integrity_check; PRAGMA foreign_key_check;

@@ -8,13 +8,13 @@ import { mkdirSync, rmSync } from 'node:fs';
 import path from 'node:path';
 
 import { BUCKET, startObjectStore } from '../__test__/support/object-store.mjs';
-import { kgPath } from '../lib/platform.mjs';
+import { nativeParts } from '../lib/native-parts.mjs';
 import { TAKE_COPY } from './contenders.mjs';
 import { median } from './measure.mjs';
 import { run } from './run.mjs';
 import { spread } from './tables.mjs';
 
-const kg = `${kgPath} diag`;
+const kg = `${nativeParts().kgPath} diag`;
 const python = (code) => `python3 -c '
 import boto3, os, sys
 s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])

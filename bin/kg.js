@@ -28,11 +28,10 @@ function run(kgPath) {
   });
 }
 
-import('../lib/platform.mjs').then(
-  ({ kgPath }) => run(kgPath),
+import('../lib/native-parts.mjs')
+  .then(({ nativeParts }) => run(nativeParts().kgPath))
   // A sentence without a stack, because there is nothing to debug here.
-  (error) => {
+  .catch((error) => {
     process.stderr.write(`kg: ${error.message} [${error.code}]\n`);
     process.exitCode = 1;
-  },
-);
+  });

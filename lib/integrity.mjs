@@ -1,7 +1,6 @@
 import { invalidOption } from './errors.mjs';
 import { call } from './native.mjs';
 import { split, toAbsolute, toEncryption } from './options.mjs';
-import { kgPath } from './platform.mjs';
 
 const SUBJECTS =
   "Give the path of a database or project, a better-sqlite3 or node:sqlite handle, or the host's KnowledgeGraphDatabase";
@@ -40,15 +39,7 @@ export class IntegrityChecker {
   /** @param {import('../index.js').IntegrityCheckerOptions} options */
   constructor(db, options = {}) {
     const [
-      {
-        projectRoot,
-        backupDir,
-        storageOptions,
-        encryption,
-        lockTimeout,
-        kgPath: executable,
-        ...unknown
-      },
+      { projectRoot, backupDir, storageOptions, encryption, lockTimeout, kgPath, ...unknown },
     ] = split('IntegrityChecker', options);
     const [name] = Object.keys(unknown);
     if (name !== undefined)
@@ -63,7 +54,7 @@ export class IntegrityChecker {
       storageOptions,
       encryption: toEncryption(encryption),
       lockTimeout,
-      kgPath: executable ?? kgPath,
+      kgPath,
     };
   }
 

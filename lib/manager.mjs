@@ -2,7 +2,6 @@ import { invalidOption } from './errors.mjs';
 import { NEWEST_GOOD } from './integrity.mjs';
 import { assertFunction, backupDir, call, callBack, checkConfig } from './native.mjs';
 import { split, toAbsolute, toEncryption, toPath } from './options.mjs';
-import { kgPath } from './platform.mjs';
 import { BackupScheduler, COPY_CONFIGURED, NEXT_RUN } from './scheduler.mjs';
 
 function assertReference(name, value) {
@@ -27,7 +26,6 @@ export class BackupManager {
     this.#onSuccess = onSuccess;
     this.#onFailure = onFailure;
     this.#config = {
-      kgPath,
       ...rest,
       projectRoot: toAbsolute(rest.projectRoot ?? process.cwd()),
       backupDir: rest.backupDir === undefined ? undefined : toAbsolute(rest.backupDir),

@@ -2,9 +2,12 @@
 // of this realm.
 
 import { AbortError, KgError, invalidOption } from './errors.mjs';
-import { loadAddon } from './platform.mjs';
+import { nativeParts } from './native-parts.mjs';
 
-const addon = loadAddon();
+/** Adds the path of `kg` to a configuration that does not name one. */
+function withKg(config) {
+  return config.kgPath === undefined ? { ...config, kgPath: nativeParts().kgPath } : config;
+}
 
 /**
  * Serializes options as JSON. Refuses values that JSON would change silently, such as NaN (to null)
@@ -69,8 +72,9 @@ function assertSignal(signal) {
 export async function call(request, { onProgress, signal } = {}) {
   assertFunction('onProgress', onProgress);
   assertSignal(signal);
-  const text = encode(request);
+  const text = encode({ ...request, config: withKg(request.config) });
   if (signal?.aborted) throw new AbortError(signal.reason);
+  const { addon } = nativeParts();
   const cancellation = new addon.Cancellation();
   const onAbort = () => cancellation.cancel();
   signal?.addEventListener('abort', onAbort, { once: true });
@@ -88,15 +92,15 @@ export async function call(request, { onProgress, signal } = {}) {
 
 /** Throws if a configuration cannot be used. */
 export function checkConfig(config) {
-  decode(addon.checkConfig(encode(config)));
+  decode(nativeParts().addon.checkConfig(encode(withKg(config))));
 }
 
 /** Returns the directory of the backups for a configuration without `backupDir`. */
 export function backupDir(config) {
-  return decode(addon.backupDir(encode(config)));
+  return decode(nativeParts().addon.backupDir(encode(withKg(config))));
 }
 
 /** Returns what a scheduler does next; see src/calls/schedule.rs. */
 export function planSchedule(request) {
-  return decode(addon.planSchedule(encode(request)));
+  return decode(nativeParts().addon.planSchedule(encode(request)));
 }

@@ -1,4 +1,4 @@
-// Builds the addon and `kg` and copies both into npm/<platform>/, where lib/platform.mjs looks
+// Builds the addon and `kg` and copies both into npm/<platform>/, where lib/native-parts.mjs looks
 // for them. `--dev` makes the build that the tests need: it compiles faster and keeps the checks of
 // debug builds.
 

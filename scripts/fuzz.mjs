@@ -20,7 +20,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-import { kgPath as kg } from '../lib/platform.mjs';
+import { nativeParts } from '../lib/native-parts.mjs';
 import { prepare, root } from './setup.mjs';
 
 const CARGO_FUZZ = '0.13.2';
@@ -73,6 +73,7 @@ function cargoFuzz() {
  * below.
  */
 function seeds() {
+  const { kgPath } = nativeParts();
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-seeds-'));
   const project = path.join(dir, 'project');
   const state = path.join(project, '.kg');
@@ -89,7 +90,10 @@ function seeds() {
   writeFileSync(path.join(state, 'plugins/data'), 'data');
   const backup = (...args) =>
     JSON.parse(
-      execFileSync(kg, ['diag', 'backup', '--json', ...args], { cwd: project, encoding: 'utf8' }),
+      execFileSync(kgPath, ['diag', 'backup', '--json', ...args], {
+        cwd: project,
+        encoding: 'utf8',
+      }),
     );
   const full = ['none', 'gzip', 'zstd'].map((format) => backup('--compression', format).path);
   sqlite("UPDATE nodes SET title = 'other' WHERE id = 'n3'");
@@ -103,7 +107,7 @@ function seeds() {
     .split('\n')
     .filter((line) => line.includes('"stored":"pages"'))
     .map((line) => entry(incremental, JSON.parse(line).entry));
-  execFileSync(kg, ['diag', 'restore', '--file', full[0], '--yes'], { cwd: project });
+  execFileSync(kgPath, ['diag', 'restore', '--file', full[0], '--yes'], { cwd: project });
   const [undo] = readdirSync(path.join(state, 'restore-undo'));
   const record = readFileSync(
     path.join(state, 'restore-undo', undo, 'undo.json'),

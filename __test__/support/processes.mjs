@@ -8,11 +8,11 @@ import { fileURLToPath } from 'node:url';
 
 import { onTestFinished } from 'vitest';
 
-import { kgPath } from '../../lib/platform.mjs';
+import { nativeParts } from '../../lib/native-parts.mjs';
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 export const repository = path.join(here, '..', '..');
-export { kgPath };
+export const { kgPath } = nativeParts();
 
 /**
  * Starts support/writer.mjs and waits for its first transaction. `stop()` resolves to its report.

@@ -12,8 +12,9 @@ import { promisify } from 'node:util';
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { resultOf } from './json-output.mjs';
 
-import { kgPath } from '../../lib/platform.mjs';
+import { nativeParts } from '../../lib/native-parts.mjs';
 
+const { kgPath } = nativeParts();
 const [root, backupDir, milliseconds, seed] = process.argv.slice(2);
 const manager = createBackupManager({ projectRoot: root, backupDir, maxBackups: 12 });
 const keeper = createBackupManager({ projectRoot: root, backupDir });
