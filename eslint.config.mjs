@@ -2,7 +2,7 @@ import js from '@eslint/js';
 import globals from 'globals';
 
 export default [
-  { ignores: ['target/', 'benchmarks/data/', 'npm/', 'index.js'] },
+  { ignores: ['target/', 'benchmarks/data/', 'npm/', 'index.js', 'bin/kg.js'] },
   js.configs.recommended,
   {
     languageOptions: { ecmaVersion: 2023, globals: globals.node },
@@ -20,7 +20,7 @@ export default [
     },
   },
   {
-    files: ['**/*.cjs', 'bin/**/*.js'],
+    files: ['**/*.cjs'],
     languageOptions: { sourceType: 'commonjs' },
   },
   { files: ['__test__/jest/**'], languageOptions: { globals: globals.jest } },

@@ -1,6 +1,10 @@
-// Makes index.js, which `require` and Node's `import` load, from index.mjs and lib/. Bundlers read
-// these sources themselves: CommonJS in a bundle of ES modules would have no `require`.
+// Makes the CommonJS of index.mjs and bin/kg.mjs, next to them and with all that they import.
+//
+// Node loads index.js for `import` too, so that a process has each class once. Bundlers read the ES
+// modules, because CommonJS in a bundle of ES modules would have no `require`. `kg` is CommonJS
+// because Yarn Plug'n'Play has no ES modules in a project that does not ask for them.
 
+import { chmodSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -24,21 +28,25 @@ const plainRequire = {
   },
 };
 
-/** Writes index.js. vitest calls it before the tests, so that they test the present sources. */
+/** Writes the files. vitest calls this before the tests, so that they test the present sources. */
 export default async function makeCommonJs() {
-  await build({
-    cwd: root,
-    input: 'index.mjs',
-    platform: 'node',
-    external: /^@weavelogic\//,
-    plugins: [plainRequire],
-    output: {
-      file: 'index.js',
-      format: 'cjs',
-      exports: 'named',
-      banner: "'use strict'; // Made from index.mjs and lib/ by scripts/commonjs.mjs.",
-    },
-  });
+  for (const entry of ['index', 'bin/kg']) {
+    await build({
+      cwd: root,
+      input: `${entry}.mjs`,
+      platform: 'node',
+      external: /^@weavelogic\//,
+      plugins: [plainRequire],
+      output: {
+        file: `${entry}.js`,
+        format: 'cjs',
+        exports: 'named',
+        strict: true,
+        banner: '// Made by scripts/commonjs.mjs.',
+      },
+    });
+  }
+  chmodSync(path.join(root, 'bin/kg.js'), 0o755);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) await makeCommonJs();
