@@ -5,7 +5,6 @@
 // Nothing here runs before the first call that needs them, so that a program that makes no backup
 // starts on every platform.
 
-import fs from 'node:fs';
 import nodeModule from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -45,6 +44,7 @@ function packageDirectory(file) {
   }
 }
 
+/** Requires a module as code in `file` does. Returns `{ failure }` if that fails. */
 function requireFrom(file, name) {
   try {
     return nodeModule.createRequire(file)(name);
@@ -60,8 +60,8 @@ function requireFrom(file, name) {
 function* candidates(platform) {
   const [own] = origins();
   const root = packageDirectory(own);
-  const checkout = root && path.join(root, 'npm', platform, 'index.js');
-  if (checkout && fs.existsSync(checkout)) yield requireFrom(checkout, checkout);
+  const checkout = root ? requireFrom(own, path.join(root, 'npm', platform)) : {};
+  if (checkout.addonPath) yield checkout;
   yield PACKAGES[platform]();
   for (const file of origins()) {
     yield requireFrom(file, `${NAME}-${platform}`);
@@ -70,6 +70,12 @@ function* candidates(platform) {
     if (found) yield requireFrom(path.join(found, 'package.json'), `${NAME}-${platform}`);
   }
 }
+
+/**
+ * Electron shows the content of an archive `app.asar` as a directory. The parts have to be outside,
+ * because the system cannot load or start them from an archive.
+ */
+const outsideAsar = (file) => file.replace(/\.asar(?=[\\/])/, '.asar.unpacked');
 
 /**
  * Loads the native parts of a platform. Returns `{ addon, kgPath }` or `{ failure }`.
@@ -81,7 +87,11 @@ function load(platform) {
   for (const { addonPath, kgPath, failure } of candidates(platform)) {
     try {
       if (failure) throw failure;
-      return { addon: nodeModule.createRequire(addonPath)(addonPath), kgPath };
+      const addonFile = outsideAsar(addonPath);
+      return {
+        addon: nodeModule.createRequire(addonFile)(addonFile),
+        kgPath: outsideAsar(kgPath),
+      };
     } catch (reason) {
       failures.push(reason);
     }
@@ -115,6 +125,8 @@ function remedyFor(failures) {
   const texts = failures.filter(isUnloadable).map(({ message }) => message);
   const [, glibc] = /\bGLIBC_([\d.]+)/.exec(texts.join()) ?? [];
   if (glibc) return `They need glibc ${glibc} or newer: use a newer system or container image`;
+  if (failures.some(({ name }) => name === 'NotCapable'))
+    return 'Give Deno the permission that the reason names; native code needs `--allow-ffi`';
   if (!isInPackage())
     return (
       'It seems that a bundler has moved this code out of its package: leave the package out of ' +

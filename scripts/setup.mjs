@@ -7,7 +7,9 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+import { installLocked } from './locked.mjs';
 import { installAzurite, installObjectServer } from './object-server.mjs';
+import { installRuntimes } from './runtimes.mjs';
 
 export const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 
@@ -113,6 +115,8 @@ export async function setUp({ withTools = true } = {}) {
     await tools();
     installObjectServer();
     installAzurite();
+    installRuntimes();
+    installLocked('__test__/bundlers');
   }
   await prepare('--dev');
 }

@@ -4,10 +4,11 @@
 // `node scripts/test.mjs lint rust js`.
 
 import { spawn } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
+import { installLocked } from './locked.mjs';
 import { root, setUp } from './setup.mjs';
 
 // `npm run test:long`: tests every point that is otherwise sampled, then runs each fuzz target for
@@ -101,12 +102,7 @@ function printFigures(sums) {
  * installs them.
  */
 async function jest() {
-  const home = path.join(root, 'target/jest');
-  mkdirSync(home, { recursive: true });
-  for (const file of ['package.json', 'package-lock.json']) {
-    copyFileSync(path.join(root, '__test__/jest', file), path.join(home, file));
-  }
-  await check('npm', 'ci', '--prefix', home, '--no-audit', '--no-fund');
+  const home = installLocked('__test__/jest');
   const config = path.join(root, '__test__/jest/jest.config.cjs');
   const script = path.join(home, 'node_modules/jest/bin/jest.js');
   await javascript(script, '--config', config, '--json', '--silent');
