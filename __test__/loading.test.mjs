@@ -118,7 +118,7 @@ describe('the platform', () => {
     );
     expect(unsupported(set('process', 'platform', 'sunos'))).toContain('parts for sunos-x64.');
     expect(unsupported(set('process', 'platform', 'win32'))).toMatch(/win32-x64.*WSL 2/);
-    // No property of every object is a platform.
+    // If it is not known whether the C library is glibc or musl, either would be unsupported.
     expect(unsupported(set('process', 'arch', 'x') + executable(''))).toContain('linux-x-gnu');
   });
 

@@ -147,7 +147,7 @@ function missing(tried) {
   const failures = tried.map(({ failure }) => failure);
   return new KgError({
     code: 'KG_NATIVE_MISSING',
-    message: `The native parts of ${NAME} were not found: ${reasons.join(', and ')}`,
+    message: `The native parts of ${NAME} cannot be used: ${reasons.join(', and ')}`,
     remedy: remedyFor(failures),
     cause: failures.map(({ message }) => message).join('\n'),
   });
@@ -164,7 +164,7 @@ let parts;
 export function nativeParts() {
   if (parts) return parts;
   const names = platformNames();
-  const supported = names.filter((name) => Object.hasOwn(PACKAGES, name));
+  const supported = names.filter((name) => PACKAGES[name]);
   if (supported.length === 0) throw unsupported(names[0]);
   const tried = [];
   for (const platform of supported) {
