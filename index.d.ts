@@ -24,7 +24,12 @@
  *
  * A relative path is resolved against the working directory at the time of the call that receives
  * it.
+ *
+ * The types need no `lib` beyond `es2020` and no `types`: neither `dom` nor `node`.
  */
+
+/** `URL`, if the program that uses these types knows one; otherwise `never`. */
+type KnownUrl = typeof globalThis extends { URL: { prototype: infer U } } ? U : never;
 
 /**
  * Creates a manager. The manager opens and creates nothing until a call needs it.
@@ -97,7 +102,7 @@ export interface BackupConfig {
    * If neither `retentionDays` nor `maxBackups` is set, every backup that no rule keeps is removed.
    * Periods follow `backup.timezone` of the project's settings, else UTC. Default: no rules.
    */
-  keep: KeepRules;
+  keep?: KeepRules;
   /**
    * The largest number of backups in a chain, including the full backup; a whole number from 1. An
    * incremental backup without `basedOn` that would exceed it becomes a full backup, with the
@@ -105,25 +110,25 @@ export interface BackupConfig {
    *
    * A restore reads the whole chain, and no member can be removed before the last one. Default: 64.
    */
-  maxChainLength: number;
+  maxChainLength?: number;
   /**
    * How long the files that a restore replaced are kept, in days; a whole number from 1. Default:
    * 7.
    */
-  undoRetentionDays: number;
+  undoRetentionDays?: number;
   /**
    * Whether to reject with `KG_INCOMPLETE` if a backup would not match the project. A file that is
    * unreadable or changes during the backup is a cause, and so is a link that leads out of the
    * project. The other causes are a damaged database, and commits to another WAL. Default: `false`,
    * which reports them in `warnings`.
    */
-  strict: boolean;
+  strict?: boolean;
   /**
    * Whether an incremental backup reads every file. Otherwise it does not read a file, except a
    * database, whose size, times and inode are those of its base. A program that writes through a
    * memory map, and some file systems, can change a file and leave these. Default: `false`.
    */
-  forceRead: boolean;
+  forceRead?: boolean;
   /**
    * Patterns of files to leave out, with the syntax of a `.gitignore` in the project's root or in
    * `.kg`. Examples: `*.tmp`, `plugins/cache/`, `!keep.tmp`, or an absolute path inside the
@@ -325,7 +330,7 @@ export interface EncryptionOptions {
    * Each use causes the warning `KG_WARN_KEY_EXPOSED` if other users can read or replace the file,
    * or if it is in the same directory as the backups.
    */
-  passphraseFile?: string | URL;
+  passphraseFile?: string | KnownUrl;
   /**
    * Public keys (`age1…`), at most 128. Only the owners of these keys can open the backup. This
    * machine can open it only with the `identityFile` of one of them.
@@ -335,7 +340,7 @@ export interface EncryptionOptions {
    * The path of a file that `age-keygen` wrote. Its identities open backups. It must not be inside
    * `.kg/`. As with `passphraseFile`, other users must not be able to read it.
    */
-  identityFile?: string | URL;
+  identityFile?: string | KnownUrl;
   /**
    * Whether to refuse to restore, verify or drill a backup that is not encrypted
    * (`KG_NOT_ENCRYPTED`). Anyone who can write to `backupDir` could put an unencrypted backup
@@ -475,7 +480,7 @@ export declare class BackupManager {
    * `KG_BACKUP_DIR_INVALID`, `KG_BACKUP_NOT_FOUND`, `KG_STORE_LOCKED`, `KG_STORE_UNREACHABLE`,
    * `KG_STORE_DENIED`, `KG_STORE_CHANGED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
-  copyTo(store: string | URL, options?: CopyOptions): Promise<CopyResult>;
+  copyTo(store: string | KnownUrl, options?: CopyOptions): Promise<CopyResult>;
 
   /**
    * Removes the backups that `retentionDays`, `maxBackups` and `keep` of the configuration do not
@@ -764,12 +769,24 @@ export interface LongCallOptions {
    * A function that is called with the progress of the call, at most ten times per second. If it
    * throws, the process emits a warning and the call continues.
    */
-  onProgress?: (progress: Progress) => void;
+  onProgress?: ((progress: Progress) => void) | undefined;
   /**
-   * A signal that aborts the call. The call rejects with an `AbortError`, whose `code` is
+   * An `AbortSignal` that aborts the call. The call rejects with an `AbortError`, whose `code` is
    * `'ABORT_ERR'` and whose `cause` is the signal's reason. An aborted call leaves nothing.
    */
-  signal?: AbortSignal;
+  signal?: AbortSignalLike | undefined;
+}
+
+/** What a call uses of an `AbortSignal`. Every `AbortSignal` has it. */
+export interface AbortSignalLike {
+  /** Whether the signal was aborted. */
+  readonly aborted: boolean;
+  /** The reason of the abort. */
+  readonly reason?: any;
+  /** Calls `listener` when the signal is aborted. */
+  addEventListener(type: 'abort', listener: () => void, options?: { once?: boolean }): void;
+  /** Removes a listener. */
+  removeEventListener(type: 'abort', listener: () => void): void;
 }
 
 /** The progress of a long call. */
@@ -1447,9 +1464,9 @@ export declare class IntegrityChecker {
   /**
    * Creates a checker.
    *
-   * @param db the path of a database or of a project's root; or a better-sqlite3 handle, a
-   * node:sqlite handle or the host's `KnowledgeGraphDatabase`, from which only the path is read. A
-   * database in `.kg/`, or one that the configuration of the nearest project above it names, is
+   * @param db the path of a database or of a project's root; or a handle of better-sqlite3,
+   * node:sqlite or bun:sqlite, or the host's `KnowledgeGraphDatabase`, from which only the path is
+   * read. A database in `.kg/`, or one that the configuration of the nearest project above it names, is
    * checked with that project. Any other database is checked alone.
    * @throws {KgError} `KG_INVALID_OPTION` for a database in memory, which has no file, and for a
    * value that is not a database
@@ -1966,3 +1983,6 @@ export declare class KgError extends Error {
   /** What to do about the error, without a period at the end. */
   readonly remedy: string;
 }
+
+// Without this line, the types above that are not exported would be visible too.
+export {};

@@ -1,0 +1,93 @@
+// What programs do with the package, under every option of the compiler.
+
+import {
+  BackupManager,
+  BackupScheduler,
+  IntegrityChecker,
+  KgError,
+  backupFreshnessCheck,
+  createBackupManager,
+} from '@weavelogic/knowledge-graph-agent';
+import type {
+  Backup,
+  BackupConfig,
+  BackupManagerConfig,
+  CreatedBackup,
+  IntegrityResult,
+  KgErrorCode,
+  RestoreResult,
+} from '@weavelogic/knowledge-graph-agent';
+
+/** The guide's interface, as written. */
+interface GuideConfig {
+  backupDir: string;
+  compression: boolean;
+  compressionLevel: number;
+  retentionDays: number;
+  maxBackups: number;
+  includeVectors: boolean;
+  includePluginData: boolean;
+  excludePatterns: string[];
+  schedule: string;
+  onSuccess: (backup: Backup) => void;
+  onFailure: (error: Error) => void;
+}
+
+export const config: BackupConfig = {
+  backupDir: './backups',
+  compression: true,
+  compressionLevel: 6,
+  retentionDays: 30,
+  maxBackups: 10,
+  includeVectors: true,
+  includePluginData: true,
+  excludePatterns: ['*.tmp'],
+  schedule: '0 2 * * *',
+  onSuccess: (backup: Backup) => void backup.id,
+  onFailure: (error: Error) => void error.message,
+};
+export const more: BackupConfig = { ...config, keep: { daily: 7 }, strict: true };
+export const fromGuide = (own: GuideConfig): BackupConfig => own;
+export const asManager = (own: BackupConfig): BackupManagerConfig => ({
+  projectRoot: '.',
+  ...own,
+});
+
+export async function backUp(): Promise<CreatedBackup> {
+  const manager: BackupManager = createBackupManager(config);
+  const backup = await manager.createBackup({
+    type: 'full',
+    onProgress: ({ phase, bytesDone }) => void (phase === 'saving' && bytesDone.toFixed()),
+  });
+  const age: number = Date.now() - backup.timestamp;
+  const [newest] = await manager.listBackups();
+  if (newest && age > 0) await manager.pin(newest.id, 'reason');
+  const restored: RestoreResult = await manager.restore({ backupPath: backup.path });
+  const scheduler = manager.scheduler({ schedule: '@daily', onSuccess: (made) => void made.id });
+  const other = new BackupScheduler({ backupManager: manager, schedule: '@daily' });
+  scheduler.start();
+  const next: number | undefined = other.nextRun()?.getTime();
+  await scheduler.stop({ abort: next === restored.durationMs });
+  return backup;
+}
+
+export async function check(handle: { filename: string }): Promise<IntegrityResult> {
+  const checker = new IntegrityChecker(handle, { projectRoot: '.' });
+  const result = await checker.runChecks({ repairMode: false });
+  await checker.repair(result.issues);
+  const { name, check } = backupFreshnessCheck(new BackupManager(), { maxAge: '24h' });
+  return (await check()) && name ? result : checker.runChecks();
+}
+
+export function handle(error: unknown): string {
+  if (!(error instanceof KgError)) throw error;
+  const code: KgErrorCode = error.code;
+  switch (code) {
+    case 'KG_STORE_LOCKED':
+      return 'later';
+    case 'KG_NO_SPACE':
+      return error.remedy;
+    default:
+      return `${error.name}: ${error.message}`;
+  }
+}

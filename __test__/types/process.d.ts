@@ -1,0 +1,3 @@
+// The global of node that the guide's blocks use.
+
+declare const process: { env: Record<string, string | undefined> };
