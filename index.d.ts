@@ -1462,12 +1462,12 @@ export interface RestoreResult {
  */
 export declare class IntegrityChecker {
   /**
-   * Creates a checker.
+   * Creates a checker, as {@link createIntegrityChecker} does.
    *
    * @param db the path of a database or of a project's root; or a handle of better-sqlite3,
    * node:sqlite or bun:sqlite, or the host's `KnowledgeGraphDatabase`, from which only the path is
-   * read. A database in `.kg/`, or one that the configuration of the nearest project above it names, is
-   * checked with that project. Any other database is checked alone.
+   * read. A database in `.kg/`, or one that the configuration of the nearest project above it
+   * names, is checked with that project. Any other database is checked alone.
    * @throws {KgError} `KG_INVALID_OPTION` for a database in memory, which has no file, and for a
    * value that is not a database
    */
@@ -1515,6 +1515,16 @@ export declare class IntegrityChecker {
    */
   repair(issues: Pick<Issue, 'code'>[], options?: LongCallOptions): Promise<RepairResult>;
 }
+
+/**
+ * Creates a checker, as the constructor of {@link IntegrityChecker} does.
+ *
+ * @throws {KgError} the errors of that constructor
+ */
+export declare function createIntegrityChecker(
+  db: string | object,
+  options?: IntegrityCheckerOptions,
+): IntegrityChecker;
 
 /** The second argument of {@link IntegrityChecker}. */
 export interface IntegrityCheckerOptions {

@@ -40,6 +40,7 @@ test('import and require provide every export by name', () => {
     'KgError',
     'backupFreshnessCheck',
     'createBackupManager',
+    'createIntegrityChecker',
   ];
   expect(Object.keys(cjs).sort()).toEqual(names);
   for (const name of names) expect(esm).toHaveProperty(name);

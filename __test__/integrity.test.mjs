@@ -24,7 +24,8 @@ import {
 import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
-import { kg, kgPath, run, startWriter, until } from './support/processes.mjs';
+import { installRuntimes } from '../scripts/runtimes.mjs';
+import { kg, kgPath, repository, run, startWriter, until } from './support/processes.mjs';
 import {
   contents,
   fillDatabase,
@@ -80,6 +81,8 @@ describe('the target of a check', () => {
       { location: () => database, exec() {} },
       { getDatabase: () => handle },
       { dbPath: database },
+      { filename: database },
+      { filename: path.relative(process.cwd(), database) },
     ];
     for (const subject of subjects) {
       const result = await new IntegrityChecker(subject).runChecks();
@@ -107,6 +110,32 @@ describe('the target of a check', () => {
     expect((await new IntegrityChecker(file).runChecks()).healthy).toBe(false);
   });
 
+  test('can be a handle of bun:sqlite in Bun', () => {
+    const { root, database } = makeProject();
+    const program = path.join(root, 'check.mjs');
+    writeFileSync(
+      program,
+      `import { Database } from 'bun:sqlite';
+      import { createIntegrityChecker } from ${JSON.stringify(path.join(repository, 'index.mjs'))};
+      const handle = new Database('.kg/knowledge.db');
+      const checker = createIntegrityChecker(handle);
+      const { healthy, checked } = await checker.runChecks();
+      let memory;
+      try {
+        createIntegrityChecker(new Database());
+      } catch ({ message }) {
+        memory = message;
+      }
+      console.log(JSON.stringify({ path: checker.path, healthy, nodes: checked.nodes, memory }));`,
+    );
+    expect(JSON.parse(run(installRuntimes().bun, [program], { cwd: root }))).toEqual({
+      path: database,
+      healthy: true,
+      nodes: 200,
+      memory: expect.stringMatching(/in memory/),
+    });
+  });
+
   test('without a file is refused with a message', () => {
     const memory = new Database(':memory:');
     onTestFinished(() => memory.close());
@@ -115,6 +144,8 @@ describe('the target of a check', () => {
       memory,
       { location: () => null },
       { getDatabase: () => memory },
+      { filename: ':memory:' },
+      { filename: '' },
     ]) {
       expect(() => new IntegrityChecker(db)).toThrow(
         expect.objectContaining({

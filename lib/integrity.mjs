@@ -3,7 +3,8 @@ import { call } from './native.mjs';
 import { split, toAbsolute, toEncryption } from './options.mjs';
 
 const SUBJECTS =
-  "Give the path of a database or project, a better-sqlite3 or node:sqlite handle, or the host's KnowledgeGraphDatabase";
+  'Give the path of a database or project, a handle of better-sqlite3, node:sqlite or bun:sqlite, ' +
+  "or the host's KnowledgeGraphDatabase";
 
 /**
  * Returns the path of the database of a handle. It only reads the path and leaves the handle alone.
@@ -12,6 +13,7 @@ function fileOf(db) {
   if (typeof db.getDatabase === 'function') return fileOf(db.getDatabase());
   if (typeof db.location === 'function') return db.location();
   if (typeof db.name === 'string') return db.memory === true ? ':memory:' : db.name;
+  if (typeof db.filename === 'string') return db.filename;
   return db.dbPath;
 }
 
@@ -20,7 +22,8 @@ function subjectOf(db) {
     throw invalidOption(`${String(db)} is not a database`, SUBJECTS);
   const isHandle = typeof db === 'object' && !(db instanceof URL);
   const file = isHandle ? fileOf(db) : db;
-  // For a database in memory, node:sqlite returns null and better-sqlite3 an empty name.
+  // For a database in memory, node:sqlite returns null, and better-sqlite3 and bun:sqlite an empty
+  // name.
   if (file === ':memory:' || file === null || file === '') {
     throw invalidOption(
       'A database in memory has no file to check',
@@ -86,6 +89,10 @@ export class IntegrityChecker {
     );
     return { ...repair, ...after };
   }
+}
+
+export function createIntegrityChecker(db, options) {
+  return new IntegrityChecker(db, options);
 }
 
 /**

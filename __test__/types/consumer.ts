@@ -7,6 +7,7 @@ import {
   KgError,
   backupFreshnessCheck,
   createBackupManager,
+  createIntegrityChecker,
 } from '@weavelogic/knowledge-graph-agent';
 import type {
   Backup,
@@ -72,7 +73,7 @@ export async function backUp(): Promise<CreatedBackup> {
 }
 
 export async function check(handle: { filename: string }): Promise<IntegrityResult> {
-  const checker = new IntegrityChecker(handle, { projectRoot: '.' });
+  const checker: IntegrityChecker = createIntegrityChecker(handle, { projectRoot: '.' });
   const result = await checker.runChecks({ repairMode: false });
   await checker.repair(result.issues);
   const { name, check } = backupFreshnessCheck(new BackupManager(), { maxAge: '24h' });
