@@ -685,7 +685,11 @@ export interface BackupSchedulerOptions {
    * `false`.
    */
   keepAlive?: boolean;
-  /** The source of the time and the timers, for tests. Default: the system's. */
+  /**
+   * The source of the time and the timers, for tests. Default: `Date.now`, `setTimeout` and
+   * `clearTimeout` as they are at each call, so fake timers apply. See
+   * `docs/guide/schedule.md`.
+   */
   clock?: SchedulerClock;
   /**
    * A function that is called after each successful run. If it throws, the process emits a warning

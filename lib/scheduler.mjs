@@ -53,8 +53,10 @@ export class BackupScheduler {
   #keepAlive;
   #onSuccess;
   #onFailure;
-  /** The state of the plan; null until the scheduler has looked for the last backup. */
+  /** The state of the plan; null while the scheduler is stopped. */
   #state = null;
+  /** Whether the time of the last backup is not known yet, so that no time counts as missed. */
+  #isLooking = false;
   #started = false;
   /** The number of the current start. Work that an earlier start began must not continue. */
   #generation = 0;
@@ -112,7 +114,10 @@ export class BackupScheduler {
     if (this.#started) return;
     this.#started = true;
     this.#generation += 1;
+    this.#isLooking = true;
     this.#nextRun = this.#plan('tick').action.until ?? null;
+    // The timer exists when this call returns, so that tests can advance their clock.
+    this.#tick();
     this.#begin(this.#generation);
   }
 
@@ -158,8 +163,12 @@ export class BackupScheduler {
     // An error of the store or the project makes the first run fail too, which reports it.
     const { last } = await this.#next().catch(() => ({}));
     if (generation !== this.#generation) return;
-    // If a run on request ended in the meantime, it has already made up for missed times.
-    this.#state ??= this.#plan('tick', last ?? undefined).state;
+    // If a run began in the meantime, it makes up for missed times.
+    if (this.#isLooking) {
+      this.#state = null;
+      this.#state = this.#plan('tick', last ?? undefined).state;
+      this.#isLooking = false;
+    }
     this.#tick();
   }
 
@@ -190,6 +199,7 @@ export class BackupScheduler {
       if (action.until !== undefined) this.#wait(action.until - this.#clock.now());
       return;
     }
+    this.#isLooking = false;
     // The pending retry would have come later than this run.
     if (action.trigger !== 'retry') this.#tellFailure();
     this.#perform(action.trigger).catch(() => {});
@@ -257,6 +267,7 @@ export class BackupScheduler {
     this.#counts.consecutiveFailures = 0;
     this.#untold = null;
     if (this.#started) this.#state = this.#plan('succeeded').state;
+    this.#isLooking = false;
     if (this.#onSuccess) callBack('onSuccess', this.#onSuccess, backup);
     this.#copy();
   }
