@@ -349,6 +349,13 @@ export interface EncryptionOptions {
   requireEncryption?: boolean;
 }
 
+/**
+ * What names a backup: its id, or an object with its id and path, such as a {@link Backup}. The
+ * backup of an object must be in the store of the manager. Where a path is accepted too, an object
+ * means its path, so the backup may be in another store.
+ */
+export type BackupReference = string | Pick<Backup, 'id' | 'path'>;
+
 /** Backs up and restores one project. */
 export declare class BackupManager {
   /**
@@ -391,11 +398,11 @@ export declare class BackupManager {
   listBackups(): Promise<Backup[]>;
 
   /**
-   * Returns the backup with this id.
+   * Returns the backup as the store lists it now.
    *
    * @throws {KgError} `KG_BACKUP_NOT_FOUND`
    */
-  getBackup(id: string): Promise<Backup>;
+  getBackup(backup: BackupReference): Promise<Backup>;
 
   /**
    * Returns the newest good backup, or the newest backup if none is good. `latest` means the same
@@ -418,7 +425,7 @@ export declare class BackupManager {
    * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_BACKUP_NEEDED`, `KG_BACKUP_PINNED` (these remove
    * nothing), `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
-  deleteBackup(id: string, options?: DeleteOptions): Promise<string[]>;
+  deleteBackup(backup: BackupReference, options?: DeleteOptions): Promise<string[]>;
 
   /**
    * Keeps a backup and the backups that it depends on until it is unpinned. Retention keeps it in
@@ -436,14 +443,14 @@ export declare class BackupManager {
    * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_INVALID_OPTION`, `KG_STORE_LOCKED`, `KG_NO_SPACE`,
    * `KG_PERMISSION_DENIED`, `KG_IO`
    */
-  pin(id: string, reason?: string): Promise<Backup>;
+  pin(backup: BackupReference, reason?: string): Promise<Backup>;
 
   /**
    * Removes the pin of a backup. A backup without a pin does not change.
    *
    * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
-  unpin(id: string): Promise<Backup>;
+  unpin(backup: BackupReference): Promise<Backup>;
 
   /**
    * Writes a full backup from the chain of an incremental backup, without the project. It has the
@@ -461,7 +468,7 @@ export declare class BackupManager {
    * `KG_FORMAT_NEWER`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_STORE_LOCKED`,
    * `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
-  consolidate(id: string, options?: ConsolidateOptions): Promise<Backup>;
+  consolidate(backup: BackupReference, options?: ConsolidateOptions): Promise<Backup>;
 
   /**
    * Copies backups to a second store, byte for byte. Without `backupIds`, copies all of the project
@@ -495,20 +502,23 @@ export declare class BackupManager {
    * Returns whether every byte of an archive is as it was written, and whether the sidecar, if
    * there is one, agrees with the archive.
    *
-   * @param backup the path of an archive, the id of a backup, or `'latest'`
+   * @param backup a backup, the path of an archive, or `'latest'`
    * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`,
    * `KG_FORMAT_NEWER`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
-  verifyBackup(backup: string, options?: LongCallOptions): Promise<boolean>;
+  verifyBackup(backup: BackupReference | KnownUrl, options?: LongCallOptions): Promise<boolean>;
 
   /**
    * Verifies a backup as {@link verifyBackup} does, and returns a report of each problem, the files
    * that it affects, and the remedy.
    *
-   * @param backup the path of an archive, the id of a backup, or `'latest'`
+   * @param backup a backup, the path of an archive, or `'latest'`
    * @throws {KgError} the errors of {@link verifyBackup}
    */
-  checkBackup(backup: string, options?: CheckBackupOptions): Promise<CheckReport>;
+  checkBackup(
+    backup: BackupReference | KnownUrl,
+    options?: CheckBackupOptions,
+  ): Promise<CheckReport>;
 
   /**
    * Restores a backup or parts of it. The archive is unpacked into a staging directory, and every
@@ -849,13 +859,13 @@ export interface CreateBackupOptions
   /** A note that is stored with the backup. Default: none. */
   description?: string;
   /**
-   * The id of the base of an incremental backup. With it, `maxChainLength` does not apply. Default:
-   * the newest good backup of this project.
+   * The base of an incremental backup. With it, `maxChainLength` does not apply. Default: the newest
+   * good backup of this project.
    *
    * If there is no good backup, or its chain already has `maxChainLength` members, a full backup is
    * made, with the warning `KG_WARN_FULL`.
    */
-  basedOn?: string;
+  basedOn?: BackupReference;
   /**
    * Whether to encrypt the backup. Only `false` makes an unencrypted backup after an encrypted one.
    * Default: `true` if the manager has keys in `encryption`, else `backup.encrypt` of
@@ -979,10 +989,10 @@ export interface CopyOptions
     LongCallOptions,
     Partial<Pick<BackupManagerConfig, 'storageOptions' | 'retentionDays' | 'maxBackups' | 'keep'>> {
   /**
-   * The ids of the backups to copy; none for an empty list. Default: all of the project that the
-   * target lacks and its limits keep.
+   * The backups to copy; none for an empty list. Default: all of the project that the target lacks
+   * and its limits keep.
    */
-  backupIds?: string[];
+  backupIds?: BackupReference[];
   /** Whether to report what would be copied without copying it. Default: `false`. */
   dryRun?: boolean;
 }
@@ -1345,12 +1355,12 @@ export type Component = 'database' | 'config' | 'vectors' | 'plugins' | 'files';
  */
 export interface RestoreOptions extends LongCallOptions {
   /**
-   * The path of an archive. Its sidecar is not needed. The archive of an incremental backup needs
-   * the archives of its chain in the same directory.
+   * The path of an archive, or a backup of this or another store. Its sidecar is not needed. The
+   * archive of an incremental backup needs the archives of its chain in the same directory.
    */
-  backupPath?: string;
-  /** The id of a backup in `backupDir`, or `'latest'`. */
-  backupId?: string;
+  backupPath?: BackupReference | KnownUrl;
+  /** A backup in `backupDir`, or `'latest'`. */
+  backupId?: BackupReference;
   /**
    * The root of the project to restore into. It is created if it does not exist. Default:
    * `projectRoot` of the manager.
@@ -1845,8 +1855,8 @@ export interface SalvagedTable {
 
 /** The argument of {@link BackupManager.rehearse}. */
 export interface RehearseOptions extends LongCallOptions {
-  /** The path of an archive, the id of a backup, or `'latest'`. Default: `'latest'`. */
-  backup?: string;
+  /** A backup, the path of an archive, or `'latest'`. Default: `'latest'`. */
+  backup?: BackupReference | KnownUrl;
   /**
    * The directory in which the drill creates its temporary directory. Default: the system's
    * directory for temporary files.

@@ -1,3 +1,13 @@
+/** Returns the text of a value that was thrown. */
+export function textOf(thrown) {
+  try {
+    return typeof thrown?.message === 'string' ? thrown.message : String(thrown);
+  } catch {
+    // An object without a prototype, for example.
+    return Object.prototype.toString.call(thrown);
+  }
+}
+
 /**
  * Marks every KgError. A process may contain this class twice, because `require` loads index.js and
  * a bundle contains index.mjs.

@@ -2,16 +2,8 @@ import { invalidOption } from './errors.mjs';
 import { NEWEST_GOOD } from './integrity.mjs';
 import { assertFunction, backupDir, call, callBack, checkConfig } from './native.mjs';
 import { split, toAbsolute, toEncryption, toPath } from './options.mjs';
+import { toId, toLocation } from './references.mjs';
 import { BackupScheduler, COPY_CONFIGURED, NEXT_RUN } from './scheduler.mjs';
-
-function assertReference(name, value) {
-  if (typeof value !== 'string' || value === '') {
-    throw invalidOption(
-      `${name} takes the path or id of a backup, not ${String(value)}`,
-      'See listBackups() for the ids',
-    );
-  }
-}
 
 export class BackupManager {
   #config;
@@ -45,10 +37,8 @@ export class BackupManager {
   async createBackup(options) {
     try {
       const [given, control] = split('createBackup', options);
-      const backup = await call(
-        { call: 'createBackup', config: this.#config, options: given },
-        control,
-      );
+      if (given.basedOn !== undefined) given.basedOn = this.#id('basedOn', given.basedOn);
+      const backup = await this.#call('createBackup', { options: given }, control);
       if (this.#onSuccess) callBack('onSuccess', this.#onSuccess, backup);
       return backup;
     } catch (error) {
@@ -58,43 +48,40 @@ export class BackupManager {
   }
 
   async listBackups() {
-    return call({ call: 'listBackups', config: this.#config });
+    return this.#call('listBackups');
   }
 
-  async getBackup(id) {
-    assertReference('getBackup', id);
-    return call({ call: 'getBackup', config: this.#config, id });
+  async getBackup(backup) {
+    return this.#call('getBackup', { id: this.#id('getBackup', backup) });
   }
 
   async getLatestBackup() {
-    return call({ call: 'getLatestBackup', config: this.#config });
+    return this.#call('getLatestBackup');
   }
 
   /** Returns the newest good backup of this project, or null. Freshness checks use it. */
   async [NEWEST_GOOD]() {
-    return call({ call: 'newestGood', config: this.#config });
+    return this.#call('newestGood');
   }
 
-  async deleteBackup(id, options) {
-    assertReference('deleteBackup', id);
+  async deleteBackup(backup, options) {
+    const id = this.#id('deleteBackup', backup);
     const [given, control] = split('deleteBackup', options);
-    return call({ call: 'deleteBackup', config: this.#config, id, options: given }, control);
+    return this.#call('deleteBackup', { id, options: given }, control);
   }
 
-  async pin(id, reason) {
-    assertReference('pin', id);
-    return call({ call: 'pin', config: this.#config, id, reason });
+  async pin(backup, reason) {
+    return this.#call('pin', { id: this.#id('pin', backup), reason });
   }
 
-  async unpin(id) {
-    assertReference('unpin', id);
-    return call({ call: 'unpin', config: this.#config, id });
+  async unpin(backup) {
+    return this.#call('unpin', { id: this.#id('unpin', backup) });
   }
 
-  async consolidate(id, options) {
-    assertReference('consolidate', id);
+  async consolidate(backup, options) {
+    const id = this.#id('consolidate', backup);
     const [given, control] = split('consolidate', options);
-    return call({ call: 'consolidate', config: this.#config, id, options: given }, control);
+    return this.#call('consolidate', { id, options: given }, control);
   }
 
   async copyTo(store, options) {
@@ -106,8 +93,9 @@ export class BackupManager {
       );
     }
     const [given, control] = split('copyTo', options);
-    const copying = { call: 'copyTo', config: this.#config, target: toAbsolute(target) };
-    return call({ ...copying, options: given }, control);
+    if (Array.isArray(given.backupIds))
+      given.backupIds = given.backupIds.map((backup) => this.#id('backupIds', backup));
+    return this.#call('copyTo', { target: toAbsolute(target), options: given }, control);
   }
 
   /** Copies to the second store of the settings. Resolves to null if they name none. */
@@ -117,7 +105,7 @@ export class BackupManager {
 
   async prune(options) {
     const [given, control] = split('prune', options);
-    return call({ call: 'prune', config: this.#config, options: given }, control);
+    return this.#call('prune', { options: given }, control);
   }
 
   async verifyBackup(backup, options) {
@@ -130,25 +118,25 @@ export class BackupManager {
   }
 
   async #check(name, known, backup, options) {
-    const reference = toPath(backup);
-    assertReference(name, reference);
+    const reference = toLocation(name, backup);
     const [given, control] = split(name, options);
     const unknown = Object.keys(given).find((option) => !known.includes(option));
     if (unknown !== undefined)
       throw invalidOption(`${name} has no option \`${unknown}\``, 'See index.d.ts for the options');
-    const checked = { call: 'checkBackup', config: this.#config, backup: reference, ...given };
-    return call(checked, control);
+    return this.#call('checkBackup', { backup: reference, ...given }, control);
   }
 
   /** @param {import('../index.js').RestoreOptions} options */
   async restore(options) {
     const [given, control] = split('restore', options);
+    const { backupPath, backupId, targetDir } = given;
     const resolved = {
       ...given,
-      backupPath: toPath(given.backupPath),
-      targetDir: given.targetDir === undefined ? undefined : toAbsolute(given.targetDir),
+      backupPath: backupPath === undefined ? undefined : toLocation('backupPath', backupPath),
+      backupId: backupId === undefined ? undefined : this.#id('backupId', backupId),
+      targetDir: targetDir === undefined ? undefined : toAbsolute(targetDir),
     };
-    return call({ call: 'restore', config: this.#config, options: resolved }, control);
+    return this.#call('restore', { options: resolved }, control);
   }
 
   /** @param {import('../index.js').UndoOptions} [options] */
@@ -158,18 +146,19 @@ export class BackupManager {
       ...given,
       targetDir: given.targetDir === undefined ? undefined : toAbsolute(given.targetDir),
     };
-    return call({ call: 'undoRestore', config: this.#config, options: resolved }, control);
+    return this.#call('undoRestore', { options: resolved }, control);
   }
 
   /** @param {import('../index.js').RehearseOptions} [options] */
   async rehearse(options) {
     const [given, control] = split('rehearse', options);
+    const { backup, directory } = given;
     const resolved = {
       ...given,
-      backup: toPath(given.backup),
-      directory: given.directory === undefined ? undefined : toAbsolute(given.directory),
+      backup: backup === undefined ? undefined : toLocation('backup', backup),
+      directory: directory === undefined ? undefined : toAbsolute(directory),
     };
-    return call({ call: 'rehearse', config: this.#config, options: resolved }, control);
+    return this.#call('rehearse', { options: resolved }, control);
   }
 
   scheduler(options = {}) {
@@ -180,6 +169,14 @@ export class BackupManager {
   /** Returns the type of the next run and the time of the last one. Schedulers use it. */
   async [NEXT_RUN](options) {
     return call({ call: 'nextRun', config: this.#config, options });
+  }
+
+  #id(name, backup) {
+    return toId(name, backup, () => this.backupDir);
+  }
+
+  async #call(name, request, control) {
+    return call({ call: name, config: this.#config, ...request }, control);
   }
 }
 

@@ -13,6 +13,7 @@ import type {
   Backup,
   BackupConfig,
   BackupManagerConfig,
+  BackupReference,
   CreatedBackup,
   IntegrityResult,
   KgErrorCode,
@@ -77,7 +78,24 @@ export async function check(handle: { filename: string }): Promise<IntegrityResu
   const result = await checker.runChecks({ repairMode: false });
   await checker.repair(result.issues);
   const { name, check } = backupFreshnessCheck(new BackupManager(), { maxAge: '24h' });
-  return (await check()) && name ? result : checker.runChecks();
+  return (await check()) && name ? result : new IntegrityChecker('.').runChecks();
+}
+
+export async function references(manager: BackupManager, backup: Backup) {
+  const given: BackupReference[] = [backup, backup.id, { id: backup.id, path: backup.path }];
+  for (const one of given) {
+    await manager.pin(await manager.getBackup(one), 'reason');
+    await manager.unpin(one);
+    await manager.consolidate(one);
+    await manager.verifyBackup(one);
+    await manager.checkBackup(one, { listFiles: true });
+    await manager.createBackup({ type: 'incremental', basedOn: one });
+    await manager.copyTo('/copies', { backupIds: [one, backup] });
+    await manager.restore({ backupPath: one, overwrite: true });
+    await manager.restore({ backupId: one, dryRun: true });
+    await manager.rehearse({ backup: one });
+    await manager.deleteBackup(one, { cascade: true });
+  }
 }
 
 export function handle(error: unknown): string {
