@@ -579,6 +579,72 @@ export declare class BackupManager {
    * @throws {KgError} `KG_INVALID_OPTION` for an invalid option, or if there is no schedule
    */
   scheduler(options?: Partial<Omit<BackupSchedulerOptions, 'backupManager'>>): BackupScheduler;
+
+  /**
+   * Makes a backup, calls a function that changes the project, and resolves to its result. If the
+   * function fails, the call rejects with a {@link GuardError}, and `onError` decides whether the
+   * backup is restored.
+   *
+   * ```ts
+   * const rows = await manager.guard(() => migrate(db), { onError: 'restore' });
+   * ```
+   *
+   * If the backup fails, the function is not called, and the error is that of `createBackup`. The
+   * same applies if `onError` could restore and the restore would be refused, for example because
+   * this machine has no key that opens the backup.
+   *
+   * The backup is pinned while the function runs, so no retention removes it. The pin says which
+   * process runs the function, and stays if that process is killed.
+   *
+   * **A restore takes back what everyone wrote since the backup**, not only what the function
+   * wrote. It puts back what the backup contains: files that were added stay, and a snapshot holds
+   * only the database. {@link undoRestore} reverses it. Use a guard for work that has the project
+   * to itself.
+   *
+   * Guards may be nested: an inner guard that fails makes the outer function fail, unless that
+   * function catches the error. A guard holds no lock while the function runs.
+   *
+   * @param fn the function, or an asynchronous one; it receives the backup
+   * @throws {GuardError} if the function fails or `signal` is aborted while it runs
+   * @throws {KgError} before the function is called: `KG_INVALID_OPTION`, and the errors
+   * of {@link createBackup}, {@link pin} and {@link restore}
+   */
+  guard<T>(fn: (backup: CreatedBackup) => T | PromiseLike<T>, options?: GuardOptions): Promise<T>;
+}
+
+/** What becomes of the project if the function of a guard fails. */
+export type GuardDecision = 'keep' | 'restore';
+
+/**
+ * The second argument of {@link BackupManager.guard}: the options of the backup, and what happens
+ * if the function fails.
+ *
+ * `description` is `'Before a guarded function'` by default. `onProgress` reports the backup, the
+ * check of the restore and the restore.
+ *
+ * `signal` aborts the backup. While the function runs, the guard waits for its end and then treats
+ * an aborted signal as a failure, because the function may have stopped halfway: give the function
+ * the same signal. A restore that has begun is not aborted.
+ */
+export interface GuardOptions extends CreateBackupOptions {
+  /**
+   * What happens if the function fails:
+   *
+   * - `'keep'`: the project stays as the function left it
+   * - `'restore'`: the backup is restored
+   * - a function that decides, for example by asking the user; it receives what was thrown and the
+   * backup. If it fails, the project stays as it is.
+   *
+   * Default: `'keep'`.
+   */
+  onError?:
+    | GuardDecision
+    | ((error: unknown, backup: CreatedBackup) => GuardDecision | PromiseLike<GuardDecision>);
+  /**
+   * Whether the backup stays pinned after the call. Default: only if the function failed and the
+   * backup was not restored, so that it can be restored later.
+   */
+  pin?: boolean;
 }
 
 /**
@@ -1987,6 +2053,8 @@ export type KgErrorCode =
   | 'KG_SERVICE'
   | 'KG_KILLED'
   | 'KG_INTERNAL'
+  /** The function of a guard failed: see {@link GuardError}. */
+  | 'KG_GUARD_FAILED'
   /**
    * Thrown by the first call that needs the native parts: there are none for this platform. The
    * message lists the supported ones.
@@ -2001,11 +2069,70 @@ export type KgErrorCode =
 /** An error of this package. Its message states what failed and what to do. */
 export declare class KgError extends Error {
   /** The name of the error class. */
-  readonly name: 'KgError';
+  readonly name: 'KgError' | 'GuardError';
   /** The stable code of the error. */
   readonly code: KgErrorCode;
   /** What to do about the error, without a period at the end. */
   readonly remedy: string;
+  /** The error that caused this one; absent if there is none. */
+  readonly cause?: unknown;
+  /** Returns what `JSON.stringify` writes. */
+  toJSON(): KgErrorJson;
+}
+
+/** A {@link KgError} as JSON, without its stack. */
+export interface KgErrorJson {
+  /** The name of the error class. */
+  name: KgError['name'];
+  /** The stable code of the error. */
+  code: KgErrorCode;
+  /** What failed and what to do. */
+  message: string;
+  /** What to do about the error, without a period at the end. */
+  remedy: string;
+  /** The error that caused this one; absent if there is none. */
+  cause?: CauseJson;
+}
+
+/** A cause as JSON: an error without its stack, or the text of another value. */
+export type CauseJson =
+  { name: string; message: string; code?: string; cause?: CauseJson } | string;
+
+/**
+ * The error of {@link BackupManager.guard} if its function failed. Its `code` is
+ * `KG_GUARD_FAILED`.
+ *
+ * ```ts
+ * try {
+ *   await manager.guard(migrate, { onError: 'restore' });
+ * } catch (error) {
+ *   if (error instanceof GuardError && error.restored) console.log(error.cause);
+ * }
+ * ```
+ */
+export declare class GuardError extends KgError {
+  readonly name: 'GuardError';
+  readonly code: 'KG_GUARD_FAILED';
+  /** What the function threw; an `AbortError` if it succeeded and the signal was aborted. */
+  readonly cause: unknown;
+  /** The backup that was made before the function. */
+  readonly backup: CreatedBackup;
+  /** The restore of that backup; absent if the project stays as the function left it. */
+  readonly restored?: RestoreResult;
+  /** Why the restore failed, or what `onError` threw; absent otherwise. */
+  readonly restoreError?: unknown;
+  /** Returns what `JSON.stringify` writes. */
+  toJSON(): GuardErrorJson;
+}
+
+/** A {@link GuardError} as JSON, without its stack. */
+export interface GuardErrorJson extends KgErrorJson {
+  /** The id of the backup. */
+  backupId: string;
+  /** Whether the backup was restored. */
+  restored: boolean;
+  /** Why a restore failed, or what `onError` threw; absent otherwise. */
+  restoreError?: CauseJson;
 }
 
 // Without this line, the types above that are not exported would be visible too.

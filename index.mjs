@@ -1,6 +1,6 @@
 // The public exports of the package. index.d.ts documents each of them.
 
-export { KgError } from './lib/errors.mjs';
+export { GuardError, KgError } from './lib/errors.mjs';
 export {
   IntegrityChecker,
   backupFreshnessCheck,

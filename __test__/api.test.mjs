@@ -36,6 +36,7 @@ test('import and require provide every export by name', () => {
   const names = [
     'BackupManager',
     'BackupScheduler',
+    'GuardError',
     'IntegrityChecker',
     'KgError',
     'backupFreshnessCheck',

@@ -9,6 +9,24 @@ export function textOf(thrown) {
 }
 
 /**
+ * Returns a value that was thrown as JSON. An error keeps its name, message, code and cause, but
+ * not its stack, which names paths of the host.
+ */
+function thrownToJson(thrown, outer = []) {
+  if (typeof thrown?.message !== 'string' || outer.includes(thrown)) return textOf(thrown);
+  return {
+    name: String(thrown.name),
+    message: thrown.message,
+    ...(typeof thrown.code === 'string' && { code: thrown.code }),
+    ...causeToJson(thrown, outer),
+  };
+}
+
+function causeToJson(error, outer = []) {
+  return 'cause' in error && { cause: thrownToJson(error.cause, [...outer, error]) };
+}
+
+/**
  * Marks every KgError. A process may contain this class twice, because `require` loads index.js and
  * a bundle contains index.mjs.
  */
@@ -33,6 +51,71 @@ export class KgError extends Error {
   get [BRAND]() {
     return true;
   }
+
+  toJSON() {
+    const { name, code, message, remedy } = this;
+    return { name, code, message, remedy, ...causeToJson(this) };
+  }
+}
+
+const GUARD_FAILED = 'KG_GUARD_FAILED';
+
+/**
+ * Returns the message and the remedy of a guard whose function failed.
+ *
+ * @param {{ cause: unknown, backup: any, restored?: any, restoreError?: unknown }} failure
+ */
+function describeFailure({ cause, backup, restored, ...failed }) {
+  const sentence = (thrown) => textOf(thrown).replace(/\.$/, '');
+  const what = `The guarded function failed: ${sentence(cause)}`;
+  const goBack = `call restore({ backupId: '${backup.id}', overwrite: true })`;
+  if (restored !== undefined) {
+    return {
+      message: `${what}. The project was restored from ${backup.id}`,
+      remedy: 'Mend the cause and try again; undoRestore() brings back what the function left',
+    };
+  }
+  if ('restoreError' in failed) {
+    const why = sentence(failed.restoreError);
+    return {
+      message: `${what}. The project could not be restored from ${backup.id}: ${why}`,
+      remedy: `To try again, ${goBack}`,
+    };
+  }
+  return {
+    message: `${what}. The project is as the function left it`,
+    remedy: `To go back, ${goBack}`,
+  };
+}
+
+/** The error of a guard whose function failed; see index.d.ts. */
+export class GuardError extends KgError {
+  static [Symbol.hasInstance](value) {
+    return this === GuardError
+      ? value instanceof KgError && value.code === GUARD_FAILED
+      : super[Symbol.hasInstance](value);
+  }
+
+  /** @param {{ cause: unknown, backup: any, restored?: any, restoreError?: unknown }} failure */
+  constructor(failure) {
+    super({ code: GUARD_FAILED, ...describeFailure(failure) });
+    this.name = 'GuardError';
+    // As an Error shows its cause: on the console, but not in a loop over its properties.
+    const { cause } = failure;
+    Object.defineProperty(this, 'cause', { value: cause, writable: true, configurable: true });
+    this.backup = failure.backup;
+    if ('restored' in failure) this.restored = failure.restored;
+    if ('restoreError' in failure) this.restoreError = failure.restoreError;
+  }
+
+  toJSON() {
+    return {
+      ...super.toJSON(),
+      backupId: this.backup.id,
+      restored: this.restored !== undefined,
+      ...('restoreError' in this && { restoreError: thrownToJson(this.restoreError) }),
+    };
+  }
 }
 
 /** The error with which an aborted call rejects, in the shape of Node's own AbortError. */
@@ -41,6 +124,10 @@ export class AbortError extends Error {
     super('The operation was aborted', { cause: reason });
     this.name = 'AbortError';
     this.code = 'ABORT_ERR';
+  }
+
+  toJSON() {
+    return thrownToJson(this);
   }
 }
 

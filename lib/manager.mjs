@@ -1,4 +1,5 @@
 import { invalidOption } from './errors.mjs';
+import { guard } from './guard.mjs';
 import { NEWEST_GOOD } from './integrity.mjs';
 import { assertFunction, backupDir, call, callBack, checkConfig } from './native.mjs';
 import { split, toAbsolute, toEncryption, toPath } from './options.mjs';
@@ -169,6 +170,10 @@ export class BackupManager {
   /** Returns the type of the next run and the time of the last one. Schedulers use it. */
   async [NEXT_RUN](options) {
     return call({ call: 'nextRun', config: this.#config, options });
+  }
+
+  async guard(fn, options) {
+    return guard(this, fn, options);
   }
 
   #id(name, backup) {

@@ -3,6 +3,7 @@
 import {
   BackupManager,
   BackupScheduler,
+  GuardError,
   IntegrityChecker,
   KgError,
   backupFreshnessCheck,
@@ -15,6 +16,7 @@ import type {
   BackupManagerConfig,
   BackupReference,
   CreatedBackup,
+  GuardErrorJson,
   IntegrityResult,
   KgErrorCode,
   RestoreResult,
@@ -95,6 +97,23 @@ export async function references(manager: BackupManager, backup: Backup) {
     await manager.restore({ backupId: one, dryRun: true });
     await manager.rehearse({ backup: one });
     await manager.deleteBackup(one, { cascade: true });
+  }
+}
+
+export async function guard(manager: BackupManager): Promise<GuardErrorJson | number> {
+  try {
+    const text: string = await manager.guard(() => 'done', { type: 'snapshot' });
+    const none: void = await manager.guard(async () => {}, { onError: 'restore', pin: true });
+    const rows: number = await manager.guard(async (backup) => backup.size, {
+      onError: async (error, backup) => (error && backup.incomplete ? 'keep' : 'restore'),
+    });
+    return rows + text.length + Number(none);
+  } catch (error) {
+    if (!(error instanceof GuardError)) throw error;
+    const code: 'KG_GUARD_FAILED' = error.code;
+    const replaced: number | undefined = error.restored?.filesReplaced;
+    await manager.restore({ backupId: error.backup });
+    return code && replaced ? replaced : error.toJSON();
   }
 }
 

@@ -60,6 +60,16 @@ export async function calls(error: KgError) {
   backupFreshnessCheck({});
   // @ts-expect-error an id without a path may name a backup of another store
   await given.deleteBackup({ id: 'backup-20240115-020000' });
+  // @ts-expect-error a guard needs a function
+  await given.guard();
+  // @ts-expect-error a promise has begun before the backup
+  await given.guard(Promise.resolve());
+  // @ts-expect-error no such decision
+  await given.guard(() => {}, { onError: 'rollback' });
+  // @ts-expect-error a decision is needed
+  await given.guard(() => {}, { onError: () => {} });
+  // @ts-expect-error the result of the function
+  (await given.guard(() => 5)).backup;
   // @ts-expect-error no such code
   if (error.code === 'KG_OUT_OF_LUCK') throw error;
 }
