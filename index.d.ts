@@ -31,6 +31,14 @@
 /** `URL`, if the program that uses these types knows one; otherwise `never`. */
 type KnownUrl = typeof globalThis extends { URL: { prototype: infer U } } ? U : never;
 
+/** `Symbol.asyncDispose`, if the program that uses these types knows it; otherwise `never`. */
+type KnownAsyncDispose = SymbolConstructor extends { readonly asyncDispose: infer S extends symbol }
+  ? S
+  : never;
+
+/** The method of `await using`, for programs that know `Symbol.asyncDispose`. */
+type KnownAsyncDisposable = { [S in KnownAsyncDispose]: () => Promise<void> };
+
 /**
  * Creates a manager. The manager opens and creates nothing until a call needs it.
  *
@@ -356,7 +364,15 @@ export interface EncryptionOptions {
  */
 export type BackupReference = string | Pick<Backup, 'id' | 'path'>;
 
-/** Backs up and restores one project. */
+/** At the end of an `await using` block, {@link BackupManager.close} is called. */
+export interface BackupManager extends KnownAsyncDisposable {}
+
+/**
+ * Backs up and restores one project.
+ *
+ * `console.log(manager)` shows the project, the store and the state, and never a key or another
+ * secret.
+ */
 export declare class BackupManager {
   /**
    * Creates a manager, as {@link createBackupManager} does.
@@ -606,10 +622,24 @@ export declare class BackupManager {
    *
    * @param fn the function, or an asynchronous one; it receives the backup
    * @throws {GuardError} if the function fails or `signal` is aborted while it runs
-   * @throws {KgError} before the function is called: `KG_INVALID_OPTION`, and the errors
-   * of {@link createBackup}, {@link pin} and {@link restore}
+   * @throws {KgError} before the function is called: `KG_INVALID_OPTION`, `KG_CLOSED`, and the
+   * errors of {@link createBackup}, {@link pin} and {@link restore}
    */
   guard<T>(fn: (backup: CreatedBackup) => T | PromiseLike<T>, options?: GuardOptions): Promise<T>;
+
+  /**
+   * Closes the manager. It stops the schedulers that were started with it, and resolves when none
+   * of its calls is in progress. Each later call rejects with `KG_CLOSED`. It never rejects, and
+   * closing again does no harm.
+   *
+   * A guard is one call, including its restore. Therefore do not await `close()` in the function of
+   * a guard.
+   *
+   * ```ts
+   * await using manager = createBackupManager();
+   * ```
+   */
+  close(): Promise<void>;
 }
 
 /** What becomes of the project if the function of a guard fails. */
@@ -647,6 +677,9 @@ export interface GuardOptions extends CreateBackupOptions {
   pin?: boolean;
 }
 
+/** At the end of an `await using` block, {@link BackupScheduler.stop} is called and waits. */
+export interface BackupScheduler extends KnownAsyncDisposable {}
+
 /**
  * Makes backups on a schedule in this process, from `start()` to `stop()`. `kg serve` does the same
  * without a Node process.
@@ -679,6 +712,8 @@ export declare class BackupScheduler {
   /**
    * Starts the schedule, which runs until `stop()`. Has no effect if the scheduler is already
    * started.
+   *
+   * @throws {KgError} `KG_CLOSED` if the manager is closed
    */
   start(): void;
 
@@ -2053,6 +2088,8 @@ export type KgErrorCode =
   | 'KG_SERVICE'
   | 'KG_KILLED'
   | 'KG_INTERNAL'
+  /** The manager is closed: see {@link BackupManager.close}. */
+  | 'KG_CLOSED'
   /** The function of a guard failed: see {@link GuardError}. */
   | 'KG_GUARD_FAILED'
   /**

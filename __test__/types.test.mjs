@@ -39,11 +39,11 @@ const SURROUNDINGS = {
     types: [],
     files: ['globals.ts', 'process.d.ts'],
   },
-  'node, not dom': { lib: ['ES2022'], types: ['node'], files: ['globals.ts'] },
+  'node, not dom': { lib: ['ES2022'], types: ['node'], files: ['globals.ts', 'disposal.ts'] },
   'dom and node': {
     lib: ['ESNext', 'DOM', 'DOM.Iterable'],
     types: ['node'],
-    files: ['globals.ts'],
+    files: ['globals.ts', 'disposal.ts'],
   },
 };
 

@@ -134,3 +134,11 @@ export class AbortError extends Error {
 export function invalidOption(message, remedy) {
   return new KgError({ code: 'KG_INVALID_OPTION', message, remedy });
 }
+
+export function managerClosed() {
+  return new KgError({
+    code: 'KG_CLOSED',
+    message: 'The manager is closed',
+    remedy: 'Make another one with createBackupManager()',
+  });
+}

@@ -1,4 +1,5 @@
 import { invalidOption } from './errors.mjs';
+import { INSPECT, show } from './host-symbols.mjs';
 import { call } from './native.mjs';
 import { split, toAbsolute, toEncryption } from './options.mjs';
 
@@ -64,6 +65,18 @@ export class IntegrityChecker {
   /** The absolute path of the database, or of the project that the caller named. */
   get path() {
     return this.#config.path;
+  }
+
+  [INSPECT](depth, options, inspect) {
+    const { path, projectRoot, backupDir } = this.#config;
+    const given = { path, projectRoot, backupDir };
+    return show(
+      this,
+      depth,
+      options,
+      inspect,
+      Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)),
+    );
   }
 
   async runChecks(options) {

@@ -1,15 +1,21 @@
-import { invalidOption } from './errors.mjs';
+import { invalidOption, managerClosed } from './errors.mjs';
 import { guard } from './guard.mjs';
+import { ASYNC_DISPOSE, INSPECT, show } from './host-symbols.mjs';
 import { NEWEST_GOOD } from './integrity.mjs';
 import { assertFunction, backupDir, call, callBack, checkConfig } from './native.mjs';
 import { split, toAbsolute, toEncryption, toPath } from './options.mjs';
 import { toId, toLocation } from './references.mjs';
-import { BackupScheduler, COPY_CONFIGURED, NEXT_RUN } from './scheduler.mjs';
+import { ATTACH, BackupScheduler, COPY_CONFIGURED, DETACH, NEXT_RUN } from './scheduler.mjs';
 
 export class BackupManager {
   #config;
   #onSuccess;
   #onFailure;
+  /** The calls in progress, as promises. */
+  #running = new Set();
+  /** The schedulers that are started, or that make or copy a backup; with the signal of the run. */
+  #schedulers = new Map();
+  #isClosed = false;
 
   /** @param {import('../index.js').BackupManagerConfig} config */
   constructor(config = {}) {
@@ -99,7 +105,10 @@ export class BackupManager {
     return this.#call('copyTo', { target: toAbsolute(target), options: given }, control);
   }
 
-  /** Copies to the second store of the settings. Resolves to null if they name none. */
+  /**
+   * Copies to the second store of the settings. Resolves to null if they name none. Schedulers use
+   * it, also after their last run while the manager closes.
+   */
   async [COPY_CONFIGURED](control) {
     return call({ call: 'copyConfigured', config: this.#config }, control);
   }
@@ -173,7 +182,49 @@ export class BackupManager {
   }
 
   async guard(fn, options) {
-    return guard(this, fn, options);
+    this.#assertOpen();
+    const callbacks = { onSuccess: this.#onSuccess, onFailure: this.#onFailure };
+    // This manager may be closed meanwhile. The guard restores nevertheless.
+    const own = new BackupManager({ ...this.#config, ...callbacks });
+    return this.#track(guard(own, fn, options));
+  }
+
+  async close() {
+    this.#isClosed = true;
+    await Promise.all([...this.#schedulers.keys()].map((scheduler) => scheduler.stop()));
+    await Promise.allSettled(this.#running);
+  }
+
+  async [ASYNC_DISPOSE]() {
+    await this.close();
+  }
+
+  /**
+   * Keeps a scheduler, to stop it when the manager is closed. Throws if the manager is closed.
+   * `signal` is that of a run, which ends as usual although the manager is closed meanwhile.
+   */
+  [ATTACH](scheduler, signal) {
+    this.#assertOpen();
+    this.#schedulers.set(scheduler, signal);
+  }
+
+  [DETACH](scheduler) {
+    this.#schedulers.delete(scheduler);
+  }
+
+  [INSPECT](depth, options, inspect) {
+    return show(this, depth, options, inspect, {
+      projectRoot: this.#config.projectRoot,
+      // The getter would start a process to read the settings.
+      backupDir: this.#config.backupDir ?? '(see .kg/config.json)',
+      state: this.#isClosed ? 'closed' : 'open',
+      callsInProgress: this.#running.size,
+    });
+  }
+
+  #assertOpen(signal) {
+    const isOfRun = signal !== undefined && [...this.#schedulers.values()].includes(signal);
+    if (this.#isClosed && !isOfRun) throw managerClosed();
   }
 
   #id(name, backup) {
@@ -181,7 +232,18 @@ export class BackupManager {
   }
 
   async #call(name, request, control) {
-    return call({ call: name, config: this.#config, ...request }, control);
+    this.#assertOpen(control?.signal);
+    return this.#track(call({ call: name, config: this.#config, ...request }, control));
+  }
+
+  /** Lets `close` wait for a promise. Resolves to the same. */
+  async #track(promise) {
+    this.#running.add(promise);
+    try {
+      return await promise;
+    } finally {
+      this.#running.delete(promise);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 // time as an argument. This file has the timers, the runs and the callbacks.
 
 import { AbortError, KgError, invalidOption } from './errors.mjs';
+import { ASYNC_DISPOSE, INSPECT, show } from './host-symbols.mjs';
 import { assertFunction, callBack, planSchedule } from './native.mjs';
 
 /**
@@ -18,6 +19,13 @@ export const NEXT_RUN = Symbol.for('@weavelogic/knowledge-graph-agent.nextRun');
 
 /** The method with which a scheduler has its manager copy to the second store of the settings. */
 export const COPY_CONFIGURED = Symbol.for('@weavelogic/knowledge-graph-agent.copyConfigured');
+
+/**
+ * The methods with which a scheduler tells its manager that it is at work, and that it is not. The
+ * manager stops those at work when it is closed.
+ */
+export const ATTACH = Symbol.for('@weavelogic/knowledge-graph-agent.attach');
+export const DETACH = Symbol.for('@weavelogic/knowledge-graph-agent.detach');
 
 /** Reads the global timers at each call, so that a test can replace them. */
 const SYSTEM_CLOCK = {
@@ -112,6 +120,7 @@ export class BackupScheduler {
 
   start() {
     if (this.#started) return;
+    this.#manager[ATTACH]?.(this);
     this.#started = true;
     this.#generation += 1;
     this.#isLooking = true;
@@ -136,6 +145,11 @@ export class BackupScheduler {
     await this.#copying?.promise;
     // The pending retry will not happen.
     if (!this.#started) this.#tellFailure();
+    this.#detachIfIdle();
+  }
+
+  async [ASYNC_DISPOSE]() {
+    await this.stop();
   }
 
   async runNow() {
@@ -156,6 +170,20 @@ export class BackupScheduler {
       lastRun: this.#lastRun,
       ...this.#counts,
     };
+  }
+
+  [INSPECT](depth, options, inspect) {
+    const { schedule, type = 'full' } = this.#options;
+    const { started, running, nextRun, lastRun, ...counts } = this.status();
+    return show(this, depth, options, inspect, {
+      projectRoot: this.#manager.projectRoot,
+      schedule,
+      type,
+      started,
+      running: running?.trigger ?? false,
+      nextRun: nextRun === null ? null : new Date(nextRun),
+      ...counts,
+    });
   }
 
   /** Looks for the time of the last backup, and then follows the plan. */
@@ -224,8 +252,9 @@ export class BackupScheduler {
 
   /** Begins a run. Resolves to its backup. */
   #perform(trigger) {
-    this.#clearTimer();
     const run = { trigger, startedAt: this.#clock.now(), controller: new AbortController() };
+    this.#manager[ATTACH]?.(this, run.controller.signal);
+    this.#clearTimer();
     this.#run = run;
     run.promise = this.#backUp(run.controller.signal).then(
       (backup) => {
@@ -261,6 +290,11 @@ export class BackupScheduler {
     this.#queued = null;
     if (queued) queued.start();
     else this.#tick();
+    this.#detachIfIdle();
+  }
+
+  #detachIfIdle() {
+    if (!this.#started && !this.#run && !this.#copying) this.#manager[DETACH]?.(this);
   }
 
   #succeeded(backup) {
@@ -299,6 +333,7 @@ export class BackupScheduler {
     if (controller.signal.aborted) return;
     if (error && this.#onFailure) callBack('onFailure', this.#onFailure, error);
     if (again) this.#copy();
+    this.#detachIfIdle();
   }
 
   #failed(run, error) {

@@ -113,6 +113,7 @@ export async function guard(manager: BackupManager): Promise<GuardErrorJson | nu
     const code: 'KG_GUARD_FAILED' = error.code;
     const replaced: number | undefined = error.restored?.filesReplaced;
     await manager.restore({ backupId: error.backup });
+    await manager.close();
     return code && replaced ? replaced : error.toJSON();
   }
 }
