@@ -208,7 +208,8 @@ impl History {
     /// another process holds the lock too long: without it, the runs of that process could be lost.
     pub fn update(project: &Project, change: impl FnOnce(&mut History)) -> Result<()> {
         let dir = dir(project);
-        atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+        atomic_file::create_unversioned_dirs(&dir)
+            .map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
         let file = atomic_file::open_lock(&path)?;

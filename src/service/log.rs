@@ -30,7 +30,8 @@ pub enum Log {
 impl Log {
     pub fn of(project: &Project) -> Result<Self> {
         let dir = project.state_dir().join(DIR);
-        atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+        atomic_file::create_unversioned_dirs(&dir)
+            .map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(FILE);
         let file = open(&path)?;
         Ok(Log::File {

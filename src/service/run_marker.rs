@@ -65,7 +65,8 @@ impl RunMarker {
         began: Began,
     ) -> Result<(PathBuf, File)> {
         let dir = history::dir(project);
-        atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+        atomic_file::create_unversioned_dirs(&dir)
+            .map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(format!(
             "{PREFIX}{}-{}{SUFFIX}",
             began.at,

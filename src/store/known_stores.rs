@@ -143,7 +143,7 @@ fn write(project: &Project, store: &Store, count: usize) -> Result<()> {
     }
     let text = serde_json::to_vec_pretty(&held).unwrap_or_default();
     let dir = path.parent().unwrap_or(&path);
-    atomic_file::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
+    atomic_file::create_unversioned_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
     atomic_file::write_shared(&path, &text)
 }
 

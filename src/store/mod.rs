@@ -459,10 +459,15 @@ impl Store {
     }
 
     fn create(&self, dir: &Path) -> Result<()> {
-        if self.exists()? {
+        // A killed run may have left the default directory empty.
+        let is_default = || {
+            self.home()
+                .is_some_and(|home| dir == Store::default_dir(home.root()))
+        };
+        if self.exists()? && !(is_default() && atomic_file::is_new_or_empty(dir)) {
             return Ok(());
         }
-        atomic_file::create_dirs(dir).map_err(|cause| match cause.kind() {
+        atomic_file::create_unversioned_dirs(dir).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
                 dir_invalid(dir, "lies below a file")
             }

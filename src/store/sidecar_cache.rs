@@ -80,7 +80,7 @@ pub(super) fn keep(store: &Store) {
 fn write(store: &Store, path: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", path, cause);
     let dir = path.parent().unwrap_or(path);
-    atomic_file::create_dirs(dir).map_err(failed)?;
+    atomic_file::create_unversioned_dirs(dir).map_err(failed)?;
     let mut file = atomic_file::TempFile::in_store(dir, None)?;
     let mut out = io::BufWriter::new(&mut file);
     for name in store.archive_names()? {

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File, Permissions},
     io::{self, BufWriter, Write},
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -25,6 +25,9 @@ use crate::{
 
 /// The prefix of unfinished files, by which the next run finds those of a killed run.
 pub const PARTIAL_PREFIX: &str = ".kg-partial-";
+
+/// The file that keeps the content of a directory out of a git repository.
+pub const GITIGNORE: &str = ".gitignore";
 
 /// The pieces in which a long file is written.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -332,6 +335,50 @@ pub fn sweep_partials(dir: &Path) {
     }
 }
 
+/// Creates a directory as [`create_dirs`] does, for files that no repository should contain: the
+/// directory gets a `.gitignore`, so that `git add` leaves them out.
+///
+/// In `.kg`, that file goes into the outermost directory that is new or empty. Elsewhere only a new
+/// directory in a work tree of git gets one. A directory that exists otherwise belongs to the user.
+pub fn create_unversioned_dirs(dir: &Path) -> io::Result<()> {
+    let dir = std::path::absolute(dir)?;
+    let ignored = to_ignore(&dir);
+    create_dirs(&dir)?;
+    let Some(ignored) = ignored.filter(|ignored| !ignored.join(GITIGNORE).exists()) else {
+        return Ok(());
+    };
+    match write_new(&ignored.join(GITIGNORE), b"*\n") {
+        // Another run was faster.
+        Err(_) if ignored.join(GITIGNORE).exists() => Ok(()),
+        written => written.map_err(io::Error::other),
+    }
+}
+
+/// Returns the directory at or above `dir` that gets a `.gitignore`, if one does.
+fn to_ignore(dir: &Path) -> Option<PathBuf> {
+    let is_state = |dir: &&Path| dir.file_name().is_some_and(|name| name == STATE_DIR);
+    if !dir.ancestors().skip(1).any(|dir| is_state(&dir)) {
+        let is_new = dir.symlink_metadata().is_err();
+        let in_work_tree = || dir.ancestors().skip(1).any(|dir| dir.join(".git").exists());
+        return (is_new && in_work_tree()).then(|| dir.to_path_buf());
+    }
+    let below: Vec<&Path> = dir.ancestors().take_while(|dir| !is_state(dir)).collect();
+    let outermost_first = below.into_iter().rev();
+    let mut not_ignored = outermost_first.take_while(|dir| !dir.join(GITIGNORE).exists());
+    not_ignored
+        .find(|dir| is_new_or_empty(dir))
+        .map(Path::to_path_buf)
+}
+
+/// Returns whether there is no such directory, or nothing in it. A link to one does not count.
+pub fn is_new_or_empty(dir: &Path) -> bool {
+    let Ok(found) = dir.symlink_metadata() else {
+        return true;
+    };
+    let is_empty = || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    found.is_dir() && is_empty()
+}
+
 /// Creates a directory and its parents durably. Directories that root creates in a project are
 /// given to its owner. So are existing directories below `.kg` that still belong to root.
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
@@ -394,6 +441,53 @@ mod tests {
     fn without_means(_: &EntryHandle, _: &EntryHandle) -> io::Result<()> {
         // Linux returns EPERM for a hard link on FAT.
         Err(io::Error::from_raw_os_error(1))
+    }
+
+    #[test]
+    fn only_new_directories_keep_their_content_out_of_git() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let make = |path: &str| create_unversioned_dirs(&at(path)).unwrap();
+        let is_ignored = |path: &str| {
+            fs::read_to_string(at(path).join(GITIGNORE)).is_ok_and(|text| text == "*\n")
+        };
+        // Outside a work tree, only `.kg` counts.
+        make("outside");
+        make("project/.kg/cache/pages/store");
+        make("project/.kg/cache/pages/other");
+        assert!(is_ignored("project/.kg/cache"));
+        for path in [
+            "outside",
+            "project",
+            "project/.kg",
+            "project/.kg/cache/pages",
+        ] {
+            assert!(!at(path).join(GITIGNORE).exists(), "{path}");
+        }
+        // A directory that a killed run left empty still gets the file.
+        fs::create_dir(at("project/.kg/backups")).unwrap();
+        make("project/.kg/backups");
+        assert!(is_ignored("project/.kg/backups"));
+        // The host has such a directory: only the part that is new is ignored.
+        fs::create_dir(at("project/.kg/logs")).unwrap();
+        fs::write(at("project/.kg/logs/host.log"), "").unwrap();
+        make("project/.kg/logs");
+        assert!(!at("project/.kg/logs").join(GITIGNORE).exists());
+        make("project/.kg/logs/ours");
+        assert!(is_ignored("project/.kg/logs/ours"));
+        // In a work tree, the new directory, and no existing one.
+        fs::create_dir(at("project/.git")).unwrap();
+        fs::create_dir(at("project/mine")).unwrap();
+        make("project/mine");
+        make("project/data/backups");
+        assert!(is_ignored("project/data/backups"));
+        for path in ["project/mine", "project/data"] {
+            assert!(!at(path).join(GITIGNORE).exists(), "{path}");
+        }
+        // A file of the user stays.
+        fs::write(at("project/data/backups").join(GITIGNORE), "!*\n").unwrap();
+        make("project/data/backups");
+        assert!(!is_ignored("project/data/backups"));
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl PageCache {
     pub fn store(&self, backup: &Backup, manifest: &Manifest, hashes: fs::File, files: fs::File) {
         let older = names_in(&self.dir);
         let keep = || {
-            atomic_file::create_dirs(&self.dir).ok()?;
+            atomic_file::create_unversioned_dirs(&self.dir).ok()?;
             atomic_file::sweep_partials(&self.dir);
             if backup.encrypted {
                 self.store_manifest(backup, manifest).ok()?;
@@ -186,7 +186,8 @@ impl PageCache {
         others.reverse();
         for (_, dir) in others.iter().skip(MAX_STORES - 1) {
             let files = names_in(dir).into_iter();
-            for name in files.filter(|name| id_of(name).is_some()) {
+            for name in files.filter(|name| id_of(name).is_some() || name == atomic_file::GITIGNORE)
+            {
                 let _ = atomic_file::remove(&dir.join(name));
             }
             let _ = fs::remove_dir(dir);

@@ -107,7 +107,7 @@ pub fn write(project: &Project, target: &Path, last: LastCopy) -> Result<()> {
     records.insert(key, LastCopy { newest, ..last });
     let text = serde_json::to_vec_pretty(&records).unwrap_or_default();
     let dir = path.parent().unwrap_or(&path);
-    atomic_file::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
+    atomic_file::create_unversioned_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
     atomic_file::write_shared(&path, &text)
 }
 

@@ -160,7 +160,8 @@ impl<'a> Http<'a> {
     fn record(&self, listening: &Option<Listening>) -> Result<()> {
         let path = path(self.project);
         let dir = path.parent().unwrap_or(&path);
-        atomic_file::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
+        atomic_file::create_unversioned_dirs(dir)
+            .map_err(|cause| Error::io("create", dir, cause))?;
         let record = Record {
             service: self.holder.clone(),
             listen: listening.clone(),

@@ -147,7 +147,13 @@ impl Record {
         }
     }
 
+    /// Writes the record into the directory of the kept files, and a file that keeps all of it out
+    /// of a git repository.
     pub fn write(&self, dir: &Path) -> Result<()> {
+        let ignore = dir.join(atomic_file::GITIGNORE);
+        if !ignore.exists() {
+            atomic_file::write(&ignore, b"*\n")?;
+        }
         let path = dir.join(RECORD_FILE);
         atomic_file::write_orders(&path, |out| {
             serde_json::to_writer_pretty(out, self).map_err(io::Error::from)
