@@ -1999,14 +1999,18 @@ export interface Rehearsal {
 }
 
 /**
- * Creates a check for the guide's health monitor: whether the newest good backup is recent enough.
+ * Creates a check for a health monitor: whether the newest good backup is recent enough. It serves
+ * the monitor of the guide, whose checks resolve to a boolean, and that of the host, whose functions
+ * resolve to a `status`. Both functions may be passed on alone.
  *
  * ```ts
- * healthMonitor.addCheck(backupFreshnessCheck(manager, { maxAge: '24h' }));
+ * const freshness = backupFreshnessCheck(manager, { maxAge: '24h' });
+ * healthMonitor.addCheck(freshness);                          // the guide
+ * healthMonitor.register(freshness.name, freshness.status);   // the host
  * ```
  *
  * `check` resolves to `false` if there is no good backup, and rejects if `backupDir` cannot be
- * read.
+ * read. `status` never rejects: it is `unhealthy` in both cases, and its `message` says why.
  *
  * @throws {KgError} `KG_INVALID_OPTION`
  */
@@ -2028,7 +2032,7 @@ export interface FreshnessOptions {
   name?: string;
 }
 
-/** A check of the guide's health monitor. */
+/** A check of a health monitor. */
 export interface FreshnessCheck {
   /** The name of the check. */
   name: string;
@@ -2083,6 +2087,22 @@ export type KgErrorCode =
   | 'KG_IO'
   | 'KG_READER_START'
   | 'KG_READER_DIED'
+  /** Resolves to the same in the words of the host's health monitor. Never rejects. */
+  status: () => Promise<FreshnessStatus>;
+}
+
+/** What {@link FreshnessCheck.status} resolves to. It is a `ComponentHealth` of the host. */
+export interface FreshnessStatus {
+  /** The name of the check. */
+  name: string;
+  /** `'healthy'` only if the newest good backup is known and recent enough. */
+  status: 'healthy' | 'unhealthy';
+  /** The age of the newest good backup, or why it is not known. */
+  message: string;
+  /** The time of this check. */
+  lastCheck: Date;
+  /** Absent values are not known. */
+  metrics: { ageMs?: number; maxAgeMs?: number };
   | 'KG_READER_VERSION'
   | 'KG_READER_PROTOCOL'
   | 'KG_SERVICE'

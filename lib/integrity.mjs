@@ -146,9 +146,41 @@ export function backupFreshnessCheck(manager, options = {}) {
   }
   const limit = milliseconds('maxAge', maxAge);
   milliseconds('interval', interval);
-  const check = async () => {
+  const ageMs = async () => {
     const good = await manager[NEWEST_GOOD]();
-    return good !== null && Date.now() - good.timestamp < limit;
+    return good === null ? undefined : Date.now() - good.timestamp;
   };
-  return { name, interval, check };
+  const check = async () => {
+    const age = await ageMs();
+    return age !== undefined && age < limit;
+  };
+  const status = async () => {
+    const lastCheck = new Date();
+    const unhealthy = (message, metrics) => ({
+      name,
+      status: 'unhealthy',
+      message,
+      lastCheck,
+      metrics,
+    });
+    let age;
+    try {
+      age = await ageMs();
+    } catch (error) {
+      return unhealthy(`The age of the newest backup is not known. ${error.message}`, {});
+    }
+    if (age === undefined) return unhealthy('There is no good backup', {});
+    const message = `The newest good backup is ${shownAge(age)} old`;
+    const metrics = { ageMs: age, maxAgeMs: limit };
+    if (age < limit) return { name, status: 'healthy', message, lastCheck, metrics };
+    return unhealthy(`${message}, and ${shownAge(limit)} are allowed`, metrics);
+  };
+  return { name, interval, check, status };
+}
+
+/** Formats a time for a message, such as `26 h`. */
+function shownAge(ms) {
+  const fitting = Object.entries(UNITS).filter(([, size]) => ms >= 2 * size);
+  const [unit, size] = fitting.at(-1) ?? ['s', 1000];
+  return `${Math.floor(ms / size)} ${{ m: 'min', d: 'days' }[unit] ?? unit}`;
 }
