@@ -183,10 +183,33 @@ export interface KeepRules {
 }
 
 /**
+ * Options of the backup manager of the host. They are accepted with the process warning
+ * `KG_HOST_OPTION`. Any other value fails with `KG_INVALID_OPTION`; see `docs/guide/migrate.md`.
+ */
+export interface HostContentOptions {
+  /** @deprecated Use `compression`. */
+  compress?: boolean;
+  /** @deprecated Every backup contains the database. */
+  includeDatabase?: true;
+  /** @deprecated Use `excludePatterns` to leave the configuration out. */
+  includeConfig?: true;
+  /** @deprecated No backup contains caches. */
+  includeCache?: false;
+}
+
+/** Options of the configuration of the host's backup manager. */
+export interface HostConfigOptions extends HostContentOptions {
+  /** @deprecated Use `backupDir`. */
+  backupPath?: string;
+  /** @deprecated Use {@link BackupManager.scheduler}. */
+  enabled?: boolean;
+}
+
+/**
  * The argument of {@link createBackupManager}: any part of a {@link BackupConfig}, and the options
  * below.
  */
-export interface BackupManagerConfig extends Partial<BackupConfig> {
+export interface BackupManagerConfig extends Partial<BackupConfig>, HostConfigOptions {
   /** The directory that contains `.kg/`. Default: the working directory at the time of the call. */
   projectRoot?: string;
   /**
@@ -942,6 +965,7 @@ export type BackupType = 'full' | 'snapshot' | 'incremental';
 export interface CreateBackupOptions
   extends
     LongCallOptions,
+    HostContentOptions,
     Partial<
       Pick<
         BackupManagerConfig,
@@ -1486,6 +1510,12 @@ export interface RestoreOptions extends LongCallOptions {
    */
   force?: boolean;
   /**
+   * Whether to keep the backup settings of the target, which are `backup` in its
+   * `.kg/config.json`, and to restore the rest of the configuration. Rejects with
+   * `KG_CONFIG_INVALID` if one of the two configurations cannot be read. Default: `false`.
+   */
+  keepSettings?: boolean;
+  /**
    * Whether to check everything that {@link BackupManager.verifyBackup} checks, and to report what
    * would happen, without changing anything. Default: `false`.
    */
@@ -1529,10 +1559,22 @@ export interface UndoResult {
   filesRemoved: number;
   /** The directory that keeps the state before this undo; absent in a dry run. */
   safetyCopy?: string;
+  /** The backup settings that the undo changed. */
+  settingsChanged: SettingChange[];
   /** Conditions that did not stop the undo but need attention. */
   warnings: Warning[];
   /** The duration of the call in milliseconds. */
   durationMs: number;
+}
+
+/** A backup setting that a restore or undo changed or, with `dryRun`, would change. */
+export interface SettingChange {
+  /** The name of the setting, such as `backup.schedule`. */
+  key: string;
+  /** The value before, without parts that may be secret; absent if it was not set. */
+  before?: unknown;
+  /** The value after, without parts that may be secret; absent if it is not set. */
+  after?: unknown;
 }
 
 /** The result of {@link BackupManager.restore}. With `dryRun`, what a restore would do. */
@@ -1556,6 +1598,11 @@ export interface RestoreResult {
    * is none.
    */
   safetyCopy?: string;
+  /**
+   * The backup settings that the restored configuration changed, such as the schedule or the
+   * encryption. The warning `KG_WARN_SETTINGS_CHANGED` names them too.
+   */
+  settingsChanged: SettingChange[];
   /** Conditions that did not stop the restore but need attention. */
   warnings: Warning[];
   /** The duration of the call in milliseconds. */
@@ -2040,6 +2087,22 @@ export interface FreshnessCheck {
   interval: string;
   /** Resolves to whether the newest good backup is recent enough. */
   check: () => Promise<boolean>;
+  /** Resolves to the same in the words of the host's health monitor. Never rejects. */
+  status: () => Promise<FreshnessStatus>;
+}
+
+/** What {@link FreshnessCheck.status} resolves to. It is a `ComponentHealth` of the host. */
+export interface FreshnessStatus {
+  /** The name of the check. */
+  name: string;
+  /** `'healthy'` only if the newest good backup is known and recent enough. */
+  status: 'healthy' | 'unhealthy';
+  /** The age of the newest good backup, or why it is not known. */
+  message: string;
+  /** The time of this check. */
+  lastCheck: Date;
+  /** Absent values are not known. */
+  metrics: { ageMs?: number; maxAgeMs?: number };
 }
 
 /** The codes of {@link KgError}; `docs/reference/errors.md` gives the cause and remedy of each. */

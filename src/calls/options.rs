@@ -344,6 +344,7 @@ pub struct Restoration {
     only: Option<Vec<Component>>,
     paths: Option<Vec<String>>,
     force: Option<bool>,
+    keep_settings: Option<bool>,
     dry_run: Option<bool>,
 }
 
@@ -391,6 +392,7 @@ impl Restoration {
             paths: self.paths,
             force: self.force.unwrap_or(false),
             overwrite: self.overwrite.unwrap_or(false),
+            keep_settings: self.keep_settings.unwrap_or(false),
             dry_run: self.dry_run.unwrap_or(false),
             lock_timeout: set.lock_timeout,
             undo_retention_days: set.undo_retention_days,

@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 /// The flags for each option of the API. An option that several flags set has all of them.
-const FLAGS: [(&str, &[&str]); 24] = [
+const FLAGS: [(&str, &[&str]); 25] = [
     ("backupDir", &["--backup-dir"]),
     ("backupIds", &["--copy"]),
     ("basedOn", &["--base-backup"]),
@@ -25,6 +25,7 @@ const FLAGS: [(&str, &[&str]); 24] = [
     ("force", &["--force"]),
     // The other rules have flags of the same form.
     ("keep", &["--keep-daily"]),
+    ("keepSettings", &["--keep-settings"]),
     ("lockTimeout", &["--lock-timeout"]),
     ("maxBackups", &["--max-backups"]),
     ("maxChainLength", &["--max-chain"]),

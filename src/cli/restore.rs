@@ -82,6 +82,10 @@ pub struct RestoreArgs {
     /// Replace existing files without asking
     #[arg(long)]
     overwrite: bool,
+    /// Keep the backup settings of the project (`backup.*`), and restore the rest of the
+    /// configuration
+    #[arg(long, conflicts_with = "undo")]
+    keep_settings: bool,
     /// Check everything and print what would happen, without changing anything
     #[arg(long)]
     dry_run: bool,
@@ -133,6 +137,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<u8> {
         force: args.force,
         // The replaced files are kept, and the result states where.
         overwrite: true,
+        keep_settings: args.keep_settings,
         dry_run: args.dry_run,
         lock_timeout: args.waiting.timeout(),
         ..RestoreOptions::new(target)

@@ -32,7 +32,7 @@ use crate::{
     error::{Code, Error, Result},
     store::{
         Backup, Store,
-        chain::{self, Unpacked},
+        chain::{self, Extent, Unpacked},
     },
     util::{
         operation::{OperationContext, Phase},
@@ -81,7 +81,7 @@ pub fn consolidate(
     let mut state = chain::unpack(
         &backup.archive,
         &everything,
-        Some(&dir),
+        Extent::Picked(&dir),
         None,
         store.keys(),
         context,

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::{
     commands::verify::duration_ms,
+    config::SettingChange,
     error::{Result, Warning},
     project::Project,
     util::operation::{OperationContext, Phase},
@@ -54,6 +55,8 @@ pub struct UndoResult {
     /// The directory that keeps the files that this undo replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safety_copy: Option<PathBuf>,
+    /// The backup settings that the undo changed, or would change.
+    pub settings_changed: Vec<SettingChange>,
     pub warnings: Vec<Warning>,
     pub duration_ms: u64,
 }
@@ -116,6 +119,7 @@ pub fn undo_restore(
         files_restored: undone.applied.files_restored,
         files_removed: undone.files_removed,
         safety_copy: undone.applied.safety_copy,
+        settings_changed: undone.applied.settings_changed,
         warnings,
         duration_ms: duration_ms(began.elapsed()),
     })

@@ -14,13 +14,14 @@
 //! itself may call it.
 
 pub mod backup_config;
+pub mod edit_text;
 pub mod listen;
 pub mod schema;
 mod unknown_keys;
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -51,6 +52,29 @@ pub struct Settings {
     misspelt: BTreeMap<String, String>,
     /// Why the settings as a whole are unusable.
     unusable: Option<Unusable>,
+}
+
+/// A setting that a restore changes. The values have no parts that may be secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingChange {
+    pub key: String,
+    /// `None` if it was not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Value>,
+}
+
+impl fmt::Display for SettingChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |value: &Option<Value>| {
+            value
+                .as_ref()
+                .map_or("not set".to_string(), Value::to_string)
+        };
+        let (before, after) = (shown(&self.before), shown(&self.after));
+        write!(f, "{} from {before} to {after}", self.key)
+    }
 }
 
 /// Why none of the settings apply.
@@ -415,24 +439,24 @@ impl Settings {
         off.into_iter().chain(unset).collect()
     }
 
-    /// Describes the differences to `after` for a message.
-    pub fn changes(&self, after: &Settings) -> Vec<String> {
-        let shown = |settings: &Settings, key: &Key| {
-            settings
-                .get(key.name)
-                .map_or("not set".to_string(), |value| key.shown(value).to_string())
-        };
+    /// Returns whether new backups are encrypted, as far as the settings decide.
+    pub fn encrypt(&self) -> bool {
+        self.bool("backup.encrypt")
+            .unwrap_or_else(|| self.name_readers())
+    }
+
+    /// Returns the differences to `after`.
+    pub fn changes(&self, after: &Settings) -> Vec<SettingChange> {
+        let shown =
+            |settings: &Settings, key: &Key| settings.get(key.name).map(|value| key.shown(value));
         let changed = schema::ALL
             .iter()
             .filter(|key| self.get(key.name) != after.get(key.name));
         changed
-            .map(|key| {
-                format!(
-                    "{} from {} to {}",
-                    key.name,
-                    shown(self, key),
-                    shown(after, key)
-                )
+            .map(|key| SettingChange {
+                key: key.name.to_string(),
+                before: shown(self, key),
+                after: shown(after, key),
             })
             .collect()
     }

@@ -453,6 +453,10 @@ impl Key {
     pub fn shown(&self, value: &Value) -> Value {
         match (self.rule, value.as_str()) {
             (Rule::Url, Some(url)) => Value::from(masked(url)),
+            // An object store is refused if its URL contains a password.
+            (Rule::Text, Some(text)) if text.contains("://") && text.contains('@') => {
+                Value::from(masked(text))
+            }
             // The user may have entered the private key by mistake.
             (Rule::Recipients, _) => match value.as_array() {
                 Some(list) => list.iter().map(shown_recipient).collect(),

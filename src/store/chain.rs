@@ -13,7 +13,7 @@ use std::{
     io::Write,
 };
 
-pub use self::unpack::{Unpacked, UnpackedFull, unpack, unpack_full};
+pub use self::unpack::{Extent, Unpacked, UnpackedFull, unpack, unpack_full};
 use crate::{
     archive::{
         delta::{Collected, PageCollector},

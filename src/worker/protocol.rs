@@ -24,7 +24,7 @@ use crate::{
         file_record::{Blocks, FileRecord, Owner},
         manifest::Contents,
     },
-    config::Settings,
+    config::{SettingChange, Settings},
     error::{Error, Result, Warning},
     integrity::{
         Report, Scope,
@@ -104,8 +104,8 @@ pub struct SaveRequest {
 pub struct ApplyRequest {
     /// The root of the target.
     pub target: PathBuf,
-    /// Holds `manifest.json`, `files.jsonl` and, unless `dry_run` is set, the file of each record of
-    /// that list, named by the number of the record.
+    /// Holds `manifest.json`, `files.jsonl` and the file of each record of that list, named by the
+    /// number of the record. If `dry_run` is set, it holds at most the file of the configuration.
     pub staging: PathBuf,
     /// The components to restore; `None` selects everything.
     pub only: Option<Vec<Component>>,
@@ -114,6 +114,9 @@ pub struct ApplyRequest {
     pub overwrite: bool,
     /// Replace a database as a file even if another process has it open.
     pub force: bool,
+    /// Keep the backup settings of the project, whatever the restored configuration has.
+    #[serde(default)]
+    pub keep_settings: bool,
     /// Only report what would happen.
     pub dry_run: bool,
     /// Limits each wait: for another restore, and for a lock that another process holds on a
@@ -300,7 +303,18 @@ pub struct Applied {
     pub files_replaced: u64,
     /// The directory that keeps the replaced files.
     pub safety_copy: Option<PathBuf>,
+    /// The backup settings that changed or, in a dry run, would change.
+    #[serde(default)]
+    pub settings_changed: Vec<SettingChange>,
     pub warnings: Vec<Warning>,
+}
+
+impl Applied {
+    /// Notes the backup settings that change, and the warning about them.
+    pub fn settings(&mut self, (changed, warning): (Vec<SettingChange>, Option<Warning>)) {
+        self.settings_changed = changed;
+        self.warnings.extend(warning);
+    }
 }
 
 /// The result of an `Undo`.

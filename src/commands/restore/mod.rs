@@ -24,14 +24,17 @@ use crate::{
         manifest::{MANIFEST_ENTRY, Manifest},
     },
     commands::verify::duration_ms,
-    config::backup_config::{DEFAULT_LOCK_TIMEOUT, DEFAULT_UNDO_RETENTION_DAYS},
+    config::{
+        SettingChange,
+        backup_config::{DEFAULT_LOCK_TIMEOUT, DEFAULT_UNDO_RETENTION_DAYS},
+    },
     error::{Error, Result, Warning, WarningCode},
     place::Archive,
-    project::{Component, Project, STATE_DIR, identity::Kinship, pattern},
+    project::{CONFIG_FILE, Component, Project, STATE_DIR, identity::Kinship, pattern},
     sqlite::check::IntegrityStatus,
     store::{
         Store,
-        chain::{self, Unpacked, UnpackedFull},
+        chain::{self, Extent, Unpacked, UnpackedFull},
         lacks,
     },
     system::paths,
@@ -60,6 +63,8 @@ pub struct RestoreOptions {
     pub force: bool,
     /// Replaces existing files. Their old content is kept for an undo.
     pub overwrite: bool,
+    /// Keeps the backup settings of the target, whatever the restored configuration has.
+    pub keep_settings: bool,
     /// Checks everything and reports what would happen, without changing anything.
     pub dry_run: bool,
     /// How long to wait for another restore into the target and for the lock of a database.
@@ -77,6 +82,7 @@ impl RestoreOptions {
             paths: None,
             force: false,
             overwrite: false,
+            keep_settings: false,
             dry_run: false,
             lock_timeout: DEFAULT_LOCK_TIMEOUT,
             undo_retention_days: DEFAULT_UNDO_RETENTION_DAYS,
@@ -101,6 +107,8 @@ pub struct RestoreResult {
     /// The directory that keeps the replaced files, under their paths in the project.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safety_copy: Option<PathBuf>,
+    /// The backup settings that the restore changed, or would change.
+    pub settings_changed: Vec<SettingChange>,
     pub warnings: Vec<Warning>,
     pub duration_ms: u64,
     /// The path of the graph database in the backup, relative to the root.
@@ -178,6 +186,7 @@ fn restore_through(
         bytes_restored: applied.bytes_restored,
         files_replaced: applied.files_replaced,
         safety_copy: applied.safety_copy,
+        settings_changed: applied.settings_changed,
         warnings,
         duration_ms: duration_ms(began.elapsed()),
         database,
@@ -243,7 +252,8 @@ fn recover(
     )
 }
 
-/// Unpacks the chain into the staging directory and checks every byte. A dry run only checks.
+/// Unpacks the chain into the staging directory and checks every byte. A dry run unpacks only the
+/// configuration, whose settings the result compares with those of the target.
 ///
 /// Every descriptor of an unpacked file is closed when this returns. That matters because the file
 /// may become a live database. Returns the manifest and the path of the graph database.
@@ -255,9 +265,12 @@ fn unpack(
     context: &OperationContext,
 ) -> Result<(Manifest, Option<String>)> {
     let held = staging.held_path();
-    let unpack_to = (!options.dry_run).then_some(held.as_path());
+    let extent = match options.dry_run {
+        true => Extent::File(&held, CONFIG_FILE),
+        false => Extent::Picked(&held),
+    };
     if request.filter.is_everything()
-        && let Some(full) = unpack_full(request, staging, unpack_to, store, context)?
+        && let Some(full) = unpack_full(request, staging, extent, store, context)?
     {
         staging.sync(full.records)?;
         return Ok((full.manifest, full.graph_database));
@@ -265,8 +278,8 @@ fn unpack(
     let unpacked = chain::unpack(
         &request.archive,
         &request.filter,
-        unpack_to,
-        early_sync(staging, unpack_to),
+        extent,
+        early_sync(staging, extent),
         store.keys(),
         context,
     )?;
@@ -280,9 +293,12 @@ fn unpack(
     Ok((manifest, database))
 }
 
-/// A dry run unpacks nothing that could be synced.
-fn early_sync<'a>(staging: &'a Staging, unpack_to: Option<&Path>) -> Option<EarlySync<'a>> {
-    unpack_to.and_then(|_| staging.early_sync())
+/// A dry run unpacks nothing that must be durable.
+fn early_sync<'a>(staging: &'a Staging, extent: Extent<'_>) -> Option<EarlySync<'a>> {
+    match extent {
+        Extent::Picked(_) => staging.early_sync(),
+        Extent::File(..) => None,
+    }
 }
 
 /// Unpacks a full backup in little memory. Returns `None`, and leaves nothing, if it is not a full
@@ -290,11 +306,11 @@ fn early_sync<'a>(staging: &'a Staging, unpack_to: Option<&Path>) -> Option<Earl
 fn unpack_full(
     request: &Request,
     staging: &Staging,
-    unpack_to: Option<&Path>,
+    extent: Extent<'_>,
     store: &Store,
     context: &OperationContext,
 ) -> Result<Option<UnpackedFull>> {
-    let early_sync = early_sync(staging, unpack_to);
+    let early_sync = early_sync(staging, extent);
     let held = staging.held_path();
     let staging = held.as_path();
     let list = FileWithRoom::create(staging, FILE_LIST_ENTRY);
@@ -302,7 +318,7 @@ fn unpack_full(
         list.map_err(|cause| Error::io("write", &staging.join(FILE_LIST_ENTRY), cause))?;
     let unpacked = chain::unpack_full(
         &request.archive,
-        unpack_to,
+        extent,
         &mut list,
         early_sync,
         store.keys(),
@@ -345,6 +361,7 @@ fn apply(
         paths: request.paths.clone(),
         overwrite: options.overwrite,
         force: options.force,
+        keep_settings: options.keep_settings,
         dry_run: options.dry_run,
         lock_timeout_ms: options.lock_timeout.as_millis() as u64,
     };

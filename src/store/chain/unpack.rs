@@ -58,23 +58,40 @@ impl Unpacked {
     }
 }
 
-/// Unpacks what `pick` selects of `archive` and its chain into `dir`, each file under the number of
-/// its record. Without `dir`, only verifies the archives. `early_sync` syncs files while others are
-/// written.
+/// What is unpacked, each file under the number of its record. All archives are verified.
+#[derive(Debug, Clone, Copy)]
+pub enum Extent<'a> {
+    /// What was picked, into this directory.
+    Picked(&'a Path),
+    /// Only the file with this entry name, into this directory, if there is one.
+    File(&'a Path, &'a str),
+}
+
+/// Unpacks `archive` and its chain as far as `extent` says. `pick` selects a part of the backup.
+/// `early_sync` syncs files while others are written.
 pub fn unpack(
     archive: &Archive,
     pick: &EntryFilter,
-    dir: Option<&Path>,
+    extent: Extent<'_>,
     early_sync: Option<EarlySync<'_>>,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Unpacked> {
     let members = members(archive, keys, context)?;
-    let Some(dir) = dir.filter(|_| members.len() > 1 || !pick.is_everything()) else {
-        return match (members.as_slice(), dir) {
-            ([only], dir) => whole(only, None, dir, keys, context),
-            (members, _) => check(members, keys, context),
-        };
+    let dir = match (extent, members.as_slice()) {
+        (Extent::Picked(dir), [only]) if pick.is_everything() => {
+            return whole(only, None, Some(dir), keys, context);
+        }
+        (Extent::Picked(dir), _) => dir,
+        (Extent::File(dir, name), [only]) => {
+            let wanted = HashSet::from([name.to_string()]);
+            return whole(only, Some(&wanted), Some(dir), keys, context);
+        }
+        (Extent::File(dir, name), members) => {
+            let unpacked = check(members, keys, context)?;
+            unpack_file(members, &unpacked.files, name, dir, keys, context)?;
+            return Ok(unpacked);
+        }
     };
     let wanted = plan(&members, pick)?;
     match (members.as_slice(), wanted.as_deref()) {
@@ -94,13 +111,12 @@ pub struct UnpackedFull {
     pub graph_database: Option<String>,
 }
 
-/// Unpacks a full backup into `dir` in little memory, each file under the number of its record.
-/// Without `dir`, only verifies it. Writes its list of files to `list`. Returns `None` if it is not
-/// a full backup or has a problem: [`unpack`] can say which.
+/// Unpacks a full backup in little memory, as far as `extent` says. Writes its list of files to
+/// `list`. Returns `None` if it is not a full backup or has a problem: [`unpack`] can say which.
 /// `early_sync` syncs files while others are written.
 pub fn unpack_full(
     archive: &Archive,
-    dir: Option<&Path>,
+    extent: Extent<'_>,
     list: &mut dyn Write,
     early_sync: Option<EarlySync<'_>>,
     keys: &Keys,
@@ -113,8 +129,15 @@ pub fn unpack_full(
     if is_incremental {
         return Ok(None);
     }
-    let hints = dir.and_then(|_| Hints::of(archive, described.as_ref()));
-    let mut unpacking = Unpacking::new(dir, None, described.as_ref())
+    let (dir, wanted) = match extent {
+        Extent::Picked(dir) => (dir, None),
+        Extent::File(dir, name) => (dir, Some(HashSet::from([name.to_string()]))),
+    };
+    let hints = match &wanted {
+        Some(_) => None,
+        None => Hints::of(archive, described.as_ref()),
+    };
+    let mut unpacking = Unpacking::new(Some(dir), wanted.as_ref(), described.as_ref())
         .without_owners()
         .with_hints(hints)
         .with_early_sync(early_sync);
@@ -215,6 +238,40 @@ fn check(members: &[Archive], keys: &Keys, context: &OperationContext) -> Result
         )),
         (_, None, _) => Err(no_members()),
     }
+}
+
+/// Unpacks one file from the newest archive that stores it. `files` is the list of the newest
+/// member. The archives are verified already.
+fn unpack_file(
+    members: &[Archive],
+    files: &FileList,
+    name: &str,
+    dir: &Path,
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<()> {
+    let is_it = |record: &FileRecord| record.entry == name && record.kind.is_file();
+    let Some(number) = files.records().iter().position(is_it) else {
+        return Ok(());
+    };
+    let wanted = HashSet::from([name.to_string()]);
+    for member in members.iter().rev() {
+        let own = dir.join("member");
+        let failed = |cause| Error::io("write", &own, cause);
+        fs::create_dir(&own).map_err(failed)?;
+        let promises = Promises::default();
+        read_member(member, Some(&wanted), Some(&own), &promises, keys, context)?;
+        let found = fs::read_dir(&own).map_err(failed)?.next().transpose();
+        let found = found.map_err(failed)?;
+        if let Some(file) = &found {
+            fs::rename(file.path(), dir.join(number.to_string())).map_err(failed)?;
+        }
+        fs::remove_dir(&own).map_err(failed)?;
+        if found.is_some() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn unpack_members(

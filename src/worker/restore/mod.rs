@@ -57,7 +57,7 @@ use self::{
     placement::{Placement, Placements},
     plan::{Conditions, Plan, Taken, plan},
     record::Record,
-    settings::changed_settings,
+    settings::{Change as SettingsOf, Configurations},
     target::Target,
     transaction::carry_out,
 };
@@ -160,9 +160,16 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         &filter,
         &mut warnings,
     )?;
+    let configurations = Configurations::of_backup(&target, &placements, &staging)?;
     let taken = target.while_no_directory_is_made(|| plan::taken(&target, &placements))?;
     if taken.count > 0 && !request.overwrite {
         return Err(target_exists(&target, &taken));
+    }
+    if request.keep_settings {
+        match &configurations {
+            Some(configurations) => configurations.keep_settings()?,
+            None => warnings.extend(settings::nothing_to_keep(&target, &placements)?),
+        }
     }
     let (undo_dir, plan) = session.plan(&target, &placements)?;
     let mut applied = Applied {
@@ -170,14 +177,15 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         bytes_restored: placements.size_bytes,
         files_replaced: taken.count,
         safety_copy: None,
+        settings_changed: Vec::new(),
         warnings,
     };
+    if let Some(configurations) = &configurations {
+        applied.settings(configurations.changes(SettingsOf::Restore, request.dry_run));
+    }
     if request.dry_run {
         return Ok(applied);
     }
-    applied
-        .warnings
-        .extend(changed_settings(&target, &placements)?);
     assert_no_super_journal(&target, &placements)?;
     set_attributes(&target, &placements, &plan)?;
     let is_new = !has_database(&target, &placements)?;
@@ -277,6 +285,7 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         bytes_restored: 0,
         files_replaced: plan::taken(&target, &placements)?.count,
         safety_copy: (!request.dry_run).then(|| root.join(&undo_dir)),
+        settings_changed: Vec::new(),
         warnings,
     };
     let files_removed = placements.count() as u64 - put_back;
@@ -286,11 +295,11 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         files_removed,
         applied,
     };
+    if let Some(configurations) = Configurations::of_undo(&target, &placements)? {
+        let changes = configurations.changes(SettingsOf::Undo, request.dry_run);
+        undone.applied.settings(changes);
+    }
     if !request.dry_run {
-        undone
-            .applied
-            .warnings
-            .extend(changed_settings(&target, &placements)?);
         let change = Change {
             keeps: Some((undo_dir, record.of.clone())),
             brought_id: None,
