@@ -13,6 +13,7 @@ mod drill;
 mod graph;
 mod health;
 mod hook_reporter;
+mod host;
 mod integrity;
 mod interrupt;
 mod key_args;
@@ -33,7 +34,7 @@ mod version;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::{args::Common, output::Output};
 use crate::{error::Result, util::unsupported};
@@ -45,7 +46,8 @@ use crate::{error::Result, util::unsupported};
     version,
     propagate_version = true,
     max_term_width = 100,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = host::HELP
 )]
 struct Kg {
     #[command(subcommand)]
@@ -122,9 +124,13 @@ pub fn command() -> clap::Command {
 /// Exit statuses: 0 success, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification
 /// failed, 6 done but incomplete, 130 interrupted.
 pub fn main() -> ExitCode {
-    let code = match Kg::try_parse() {
+    let mut command = host::described(Kg::command());
+    let parsed = command
+        .try_get_matches_from_mut(std::env::args_os())
+        .and_then(|matches| Kg::from_arg_matches(&matches));
+    let code = match parsed {
         Ok(kg) => run(kg.command),
-        Err(stop) => usage::stop(stop),
+        Err(stop) => host::hand_over(stop, &command).unwrap_or_else(usage::stop),
     };
     output::exit_code_after_output(code)
 }

@@ -30,7 +30,8 @@ pub fn stop(mut stop: clap::Error) -> ExitCode {
         .skip(1)
         .map(|one| one.to_string_lossy().into_owned())
         .collect();
-    if let Some(tip) = verb_of_diag(&given) {
+    if given.first().is_some_and(|word| is_verb_of_diag(word)) {
+        let tip = format!("run `kg diag {}`", given.join(" "));
         stop.remove(ContextKind::SuggestedSubcommand);
         stop.insert(
             ContextKind::Suggested,
@@ -53,15 +54,12 @@ pub fn stop(mut stop: clap::Error) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Returns a tip if the first word is a command of `kg diag`.
-fn verb_of_diag(given: &[String]) -> Option<String> {
+/// Returns whether a word is a command of `kg diag`, and not of `kg`.
+pub fn is_verb_of_diag(word: &str) -> bool {
     let kg = Kg::command();
-    let verb = given.first()?;
-    let is_known = kg.find_subcommand(verb).is_some();
-    kg.find_subcommand("diag")?
-        .find_subcommand(verb)
-        .filter(|_| !is_known)?;
-    Some(format!("run `kg diag {}`", given.join(" ")))
+    let diag = kg.find_subcommand("diag");
+    kg.find_subcommand(word).is_none()
+        && diag.is_some_and(|diag| diag.find_subcommand(word).is_some())
 }
 
 /// Converts the text of clap to an error. The text contains the error, tips, and the usage of the
