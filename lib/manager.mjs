@@ -3,9 +3,13 @@ import { guard } from './guard.mjs';
 import { ASYNC_DISPOSE, INSPECT, show } from './host-symbols.mjs';
 import { NEWEST_GOOD } from './integrity.mjs';
 import { assertFunction, backupDir, call, callBack, checkConfig } from './native.mjs';
-import { split, toAbsolute, toEncryption, toPath } from './options.mjs';
+import { split, toAbsolute, toEncryption, toPath, withoutHostOptions } from './options.mjs';
 import { toId, toLocation } from './references.mjs';
 import { ATTACH, BackupScheduler, COPY_CONFIGURED, DETACH, NEXT_RUN } from './scheduler.mjs';
+
+/** The options of the host's backup manager that a call takes; see docs/guide/migrate.md. */
+const HOST_CONTENT = ['compress', 'includeDatabase', 'includeConfig', 'includeCache'];
+const HOST_CONFIG = [...HOST_CONTENT, 'backupPath', 'enabled', 'interval'];
 
 export class BackupManager {
   #config;
@@ -19,7 +23,18 @@ export class BackupManager {
 
   /** @param {import('../index.js').BackupManagerConfig} config */
   constructor(config = {}) {
-    const [{ onSuccess, onFailure, ...rest }] = split('createBackupManager', config);
+    if (typeof config === 'string') {
+      throw invalidOption(
+        'createBackupManager takes an object, not the path of a database',
+        'Give `{ projectRoot }`: the directory that contains .kg/',
+      );
+    }
+    const [given] = split('createBackupManager', config);
+    const { onSuccess, onFailure, ...rest } = withoutHostOptions(
+      'createBackupManager',
+      given,
+      HOST_CONFIG,
+    );
     assertFunction('onSuccess', onSuccess);
     assertFunction('onFailure', onFailure);
     this.#onSuccess = onSuccess;
@@ -43,7 +58,8 @@ export class BackupManager {
 
   async createBackup(options) {
     try {
-      const [given, control] = split('createBackup', options);
+      const [named, control] = split('createBackup', options);
+      const given = withoutHostOptions('createBackup', named, HOST_CONTENT);
       if (given.basedOn !== undefined) given.basedOn = this.#id('basedOn', given.basedOn);
       const backup = await this.#call('createBackup', { options: given }, control);
       if (this.#onSuccess) callBack('onSuccess', this.#onSuccess, backup);

@@ -19,6 +19,72 @@ export function split(name, options = /** @type {any} */ ({})) {
   return [rest, { onProgress, signal }];
 }
 
+/**
+ * The options of the backup manager of the host, with what each value means here: the option that
+ * takes its place, or what to write instead of it. `ignored` values ask for what happens anyway.
+ */
+const HOST_OPTIONS = {
+  compress: { becomes: 'compression' },
+  backupPath: { becomes: 'backupDir' },
+  enabled: {
+    ignored: [true, false],
+    remedy: 'Backups on a schedule begin with `manager.scheduler({ schedule }).start()`',
+  },
+  interval: {
+    ignored: [],
+    remedy: "Give a cron expression: `manager.scheduler({ schedule: '0 2 * * *' }).start()`",
+  },
+  includeDatabase: {
+    ignored: [true],
+    remedy:
+      'Every backup contains the database. To restore only other parts, use `restore({ only })`',
+  },
+  includeConfig: {
+    ignored: [true],
+    remedy: "To leave the configuration out, use `excludePatterns: ['/.kg/*.json']`",
+  },
+  includeCache: { ignored: [false], remedy: 'No backup contains caches; the host makes them anew' },
+};
+
+/**
+ * Replaces the options of the host's backup manager. Emits a process warning for each whose meaning
+ * is clear, and refuses the others.
+ *
+ * @template T
+ * @param {string} name
+ * @param {T} options
+ * @param {string[]} accepted the names of the host's options that this call takes
+ * @returns {T}
+ */
+export function withoutHostOptions(name, options, accepted) {
+  const rest = { .../** @type {any} */ (options) };
+  for (const option of accepted) {
+    const value = rest[option];
+    delete rest[option];
+    if (value === undefined) continue;
+    const { becomes, ignored, remedy } = HOST_OPTIONS[option];
+    const refuse = (what, instead) => invalidOption(`${name}: \`${option}\` ${what}`, instead);
+    if (becomes === undefined) {
+      if (!ignored.includes(value))
+        throw refuse(`is ${String(value)}, which has no equivalent`, remedy);
+      warnOfHostOption(`${name}: \`${option}: ${String(value)}\` has no effect. ${remedy}`);
+      continue;
+    }
+    if (rest[becomes] !== undefined)
+      throw refuse(`means the same as \`${becomes}\``, `Leave out \`${option}\``);
+    rest[becomes] = value;
+    warnOfHostOption(`${name}: \`${option}\` is called \`${becomes}\` here`);
+  }
+  return rest;
+}
+
+function warnOfHostOption(message) {
+  process.emitWarning(`${message}. See docs/guide/migrate.md`, {
+    type: 'KgWarning',
+    code: 'KG_HOST_OPTION',
+  });
+}
+
 export function toPath(value) {
   return value instanceof URL && value.protocol === 'file:' ? fileURLToPath(value) : value;
 }
