@@ -2150,22 +2150,6 @@ export type KgErrorCode =
   | 'KG_IO'
   | 'KG_READER_START'
   | 'KG_READER_DIED'
-  /** Resolves to the same in the words of the host's health monitor. Never rejects. */
-  status: () => Promise<FreshnessStatus>;
-}
-
-/** What {@link FreshnessCheck.status} resolves to. It is a `ComponentHealth` of the host. */
-export interface FreshnessStatus {
-  /** The name of the check. */
-  name: string;
-  /** `'healthy'` only if the newest good backup is known and recent enough. */
-  status: 'healthy' | 'unhealthy';
-  /** The age of the newest good backup, or why it is not known. */
-  message: string;
-  /** The time of this check. */
-  lastCheck: Date;
-  /** Absent values are not known. */
-  metrics: { ageMs?: number; maxAgeMs?: number };
   | 'KG_READER_VERSION'
   | 'KG_READER_PROTOCOL'
   | 'KG_SERVICE'
