@@ -115,7 +115,7 @@ describe('a pinned backup', () => {
     const refused = {
       code: 'KG_BACKUP_PINNED',
       message: expect.stringContaining('for the audit'),
-      remedy: expect.stringContaining('--unpin'),
+      remedy: expect.stringContaining('kg diag unpin'),
     };
     await expect(manager.deleteBackup(made[2].id)).rejects.toMatchObject(refused);
     await expect(manager.deleteBackup(made[0].id, { cascade: true })).rejects.toMatchObject(
@@ -239,7 +239,7 @@ test('kg pins, lists, unpins and deletes, with the exit status of each error', a
     expect((await diag(...usage)).status, usage.join(' ')).toBe(2);
   }
   expect((await kg(['diag', 'backup', '--help'])).stdout).toMatch(
-    /--cascade\n[^]*Examples:[^]*kg diag delete ID/,
+    /--cascade\n *Also remove the backups that depend on it/,
   );
 });
 

@@ -76,7 +76,7 @@ describe('kg diag backup', () => {
       /ID .*\nbackup-\d{8}-\d{6} +full .* before the change\n$/,
     );
     expect((await kg('diag', 'backup', '--status')).stdout).toMatch(
-      /last .* s ago[^]*kept {6}1 backups/,
+      /last .* s ago[^]*kept {6}1 backup,/,
     );
   });
 
@@ -198,7 +198,9 @@ describe('kg diag restore', () => {
         stdio: ['pipe', 'pipe', 'pipe'],
       });
     };
-    expect(() => answer('n\n')).toThrow(expect.objectContaining({ status: 130 }));
+    expect(() => answer('n\n')).toThrow(
+      expect.objectContaining({ status: 1, stdout: expect.stringContaining('KG_NOT_CONFIRMED') }),
+    );
     expect(readdirSync(path.join(root, '.kg'))).not.toContain('restore-undo');
     expect(answer('y\n')).toMatch(/Restore over the project in .*\[y\/N\][^]*Restored 4 files/);
     expect(answer('', '--yes')).not.toContain('[y/N]');

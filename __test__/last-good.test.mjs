@@ -143,7 +143,7 @@ describe('projects that share a backup directory', () => {
     expect(pruned.warnings).toMatchObject([
       {
         code: 'KG_WARN_STORE',
-        message: expect.stringMatching(/^1 backups in .* belong to other projects/),
+        message: expect.stringMatching(/^1 backup in .* belongs to other projects/),
       },
     ]);
     const restored = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups], {

@@ -30,7 +30,12 @@ describe('arguments that kg does not accept', () => {
       /`kg diag backup --help`/,
     ],
     [['nothing'], /Unrecognized subcommand 'nothing'/, /`kg --help`/],
-    [['diag', 'verify'], /Unrecognized subcommand 'verify'/, /`kg diag --help`/],
+    [['diag', 'check'], /Unrecognized subcommand 'check'/, /`kg diag --help`/],
+    [
+      ['verify', 'latest'],
+      /Unrecognized subcommand 'verify'/,
+      /Run `kg diag verify latest --json`/,
+    ],
     [['diag', 'health', '--quiet'], /cannot be used with/, /--help`/],
   ];
   test.each(wrong)('%j is JSON with --json', async (args, message, remedy) => {

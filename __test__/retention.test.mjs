@@ -144,7 +144,7 @@ test('kg accepts the limits with a backup, and kg diag prune shows and applies t
     decisions: [{ kept: true }, { kept: true }, { kept: false }],
   });
   const made = await kg(['diag', 'backup', ...at, '--max-backups', '1'], { cwd: root });
-  expect(made.stdout).toMatch(/kept {6}1 backups; 2 removed/);
+  expect(made.stdout).toMatch(/kept {6}1 backup; 2 removed/);
   expect(await kg(['diag', 'prune', ...at], { cwd: root })).toMatchObject({ status: 2 });
 });
 

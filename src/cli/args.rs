@@ -15,7 +15,7 @@ use crate::{
         Settings,
         backup_config::{BackupConfig, DEFAULT_LOCK_TIMEOUT},
     },
-    error::{Code, Error, Result},
+    error::{Error, Result},
     project::Project,
     store::{Store, retention},
     worker::client::WorkerMode,
@@ -54,19 +54,10 @@ impl Common {
         self.project.clone().or_else(|| of_environment(PROJECT))
     }
 
-    /// Adds to the error of a missing project that the environment named it.
-    pub fn explain(&self, error: Error) -> Error {
-        let is_of_environment = self.project.is_none() && of_environment(PROJECT).is_some();
-        if !is_of_environment || error.code != Code::NoProject {
-            return error;
-        }
-        Error {
-            remedy: format!(
-                "${PROJECT} names this directory: unset it, or name a project. {}",
-                error.remedy
-            ),
-            ..error
-        }
+    /// Returns the environment variable that names the project, if the flag does not.
+    pub fn project_variable(&self) -> Option<&'static str> {
+        let is_named = self.project.is_none() && of_environment(PROJECT).is_some();
+        is_named.then_some(PROJECT)
     }
 }
 

@@ -50,7 +50,7 @@ const MAX_SCRIPT_BYTES: u64 = 16 * 1024;
 
 /// The part of the help that says which commands are whose.
 pub const HELP: &str = "\
-Other commands, such as `kg init`, belong to the host. They are handed over to the next `kg` on PATH
+Other commands, such as init, belong to the host. They are handed over to the next `kg` on PATH
 that is not this one, or to the executable in $KG_HOST_COMMAND.";
 
 /// Returns the command with the help that names the host's `kg`, if these arguments ask for it.
@@ -77,7 +77,8 @@ pub fn hand_over(
     command: &Command,
 ) -> std::result::Result<ExitCode, clap::Error> {
     // A command of `kg diag` without `diag` gets a hint.
-    let Some(unknown) = unknown_subcommand(&stop).filter(|word| !usage::is_verb_of_diag(word)) else {
+    let Some(unknown) = unknown_subcommand(&stop).filter(|word| !usage::is_verb_of_diag(word))
+    else {
         return Err(stop);
     };
     let found = match find() {

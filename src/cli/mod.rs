@@ -190,7 +190,6 @@ fn answer(name: &str, common: &Common, command: impl FnOnce(&Output) -> Result<u
     // Warnings that no result contained.
     output.warnings(&unsupported::untold());
     let status = done.unwrap_or_else(|error| {
-        let error = common.explain(error);
         output.error(&error);
         error.code.exit_status()
     });

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::{args::Common, option_flags};
 use crate::{
-    error::{Error, Warning},
+    error::{Code, Error, Warning},
     sqlite::check::IntegrityStatus,
     store::Backup,
 };
@@ -35,6 +35,8 @@ pub struct Output {
     command: String,
     is_json: bool,
     is_quiet: bool,
+    /// The environment variable that names the project.
+    project_variable: Option<&'static str>,
     collected: RefCell<Collected>,
 }
 
@@ -53,6 +55,7 @@ impl Output {
     pub fn new(command: impl Into<String>, common: &Common) -> Self {
         Output {
             is_quiet: common.quiet,
+            project_variable: common.project_variable(),
             ..Output::of_json(command, common.json)
         }
     }
@@ -63,6 +66,7 @@ impl Output {
             command: command.into(),
             is_json,
             is_quiet: false,
+            project_variable: None,
             collected: RefCell::default(),
         }
     }
@@ -129,8 +133,13 @@ impl Output {
 
     /// Prints an error to standard error, and with `--json` also as part of the object.
     pub fn error(&self, error: &Error) {
-        self.json_error(error);
-        print_error(error);
+        let mut error = error.clone();
+        if let (Some(variable), Code::NoProject) = (self.project_variable, error.code) {
+            let remedy = format!("Unset ${variable}, which names this directory, or correct it");
+            error.remedy = remedy;
+        }
+        self.json_error(&error);
+        print_error(&error);
     }
 
     /// Sets the error of the command for `--json`.

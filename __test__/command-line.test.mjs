@@ -1,0 +1,268 @@
+// What the commands of `kg` have in common: docs/reference/command-line.md.
+
+import { execFileSync, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import readline from 'node:readline';
+
+import { describe, expect, onTestFinished, test } from 'vitest';
+
+import { resultOf } from './support/json-output.mjs';
+import { kg, kgPath, once, run } from './support/processes.mjs';
+import { makeProject, temporaryDirectory } from './support/project.mjs';
+
+/** Makes a project with backups, and functions that run `kg diag` in it. */
+async function withBackups(count, options) {
+  const project = makeProject({ nodes: 5 });
+  const diag = (...args) => kg(['diag', ...args], { cwd: project.root, ...options });
+  const ids = [];
+  for (let n = 0; n < count; n += 1) {
+    ids.push(resultOf((await diag('backup', '--json')).stdout).id);
+  }
+  return {
+    ...project,
+    diag,
+    json: async (...args) => resultOf((await diag(...args, '--json')).stdout),
+    ids,
+  };
+}
+
+describe('the commands on existing backups', () => {
+  test('do what the flags of the guide do', async () => {
+    const { json, ids } = await withBackups(2);
+    const [first] = ids;
+    expect(await json('list')).toEqual(await json('backup', '--list'));
+    const { durationMs: _, ...verified } = await json('verify', first);
+    expect(await json('backup', '--verify', first)).toMatchObject(verified);
+    expect((await json('status')).count).toBe((await json('backup', '--status')).count);
+    expect((await json('pin', first, '--reason', 'audit')).pinned).toMatchObject({
+      reason: 'audit',
+    });
+    expect((await json('unpin', first)).pinned).toBeUndefined();
+    const incremental = await json('backup', '--type', 'incremental');
+    expect(await json('consolidate', incremental.id)).toMatchObject({ type: 'full' });
+    expect(await json('delete', incremental.id)).toEqual({ deleted: [incremental.id] });
+    expect(await json('delete', first, '--cascade')).toEqual({ deleted: [first] });
+  });
+
+  test('without `diag` get a hint', async () => {
+    for (const words of [['backup', '--output', 'b'], ['restore', '--file', 'latest'], ['list']]) {
+      const { status, stderr } = await kg(words);
+      expect([status, stderr]).toEqual([
+        2,
+        expect.stringContaining(`run \`kg diag ${words.join(' ')}\``),
+      ]);
+    }
+  });
+
+  test('of a missing directory fail, except for a project without backups', async () => {
+    const { root, diag } = await withBackups(0);
+    expect((await diag('list')).status).toBe(0);
+    const missing = path.join(root, 'not-mounted');
+    for (const list of [['list'], ['backup', '--list']]) {
+      expect(await diag(...list, '--backup-dir', missing)).toMatchObject({
+        status: 4,
+        stdout: '',
+        stderr: expect.stringContaining(`${missing} does not exist [KG_NO_BACKUPS]`),
+      });
+    }
+    const outside = temporaryDirectory();
+    expect((await kg(['diag', 'list'], { cwd: outside })).status).toBe(4);
+    expect(readdirSync(outside)).toEqual([]);
+  });
+});
+
+describe('a backup is named', () => {
+  test('by the beginning of its id, with or without the prefix', async () => {
+    const { json, ids, root } = await withBackups(1);
+    const [id] = ids;
+    for (const name of [id, id.slice(0, -2), id.slice('backup-'.length, -4)]) {
+      expect((await json('verify', name)).path, name).toContain(`kg-${id}.tar.gz`);
+      expect((await json('pin', name)).id, name).toBe(id);
+      expect((await json('unpin', name)).id, name).toBe(id);
+    }
+    const short = id.slice('backup-'.length, -2);
+    expect((await json('restore', '--file', short, '--target', path.join(root, 'copy'))).id).toBe(
+      id,
+    );
+    expect((await json('drill', '--file', short)).id).toBe(id);
+    const based = await json('backup', '--type', 'incremental', '--base-backup', short);
+    expect(based.basedOn).toBe(id);
+    const copied = await json('backup', '--copy-to', path.join(root, 'b2'), '--copy', id);
+    expect(copied.copied.map((one) => one.id)).toEqual([id]);
+  });
+
+  test('and an ambiguous beginning changes nothing', async () => {
+    const { diag, ids } = await withBackups(3);
+    const { status, stderr } = await diag('delete', ids[0].slice(0, 12));
+    expect([status, stderr]).toEqual([4, expect.stringContaining('KG_AMBIGUOUS')]);
+    for (const id of ids) expect(stderr).toContain(id);
+    expect(resultOf((await diag('list', '--json')).stdout).backups).toHaveLength(3);
+    expect((await diag('delete', '202')).status).toBe(4);
+  });
+
+  test('as latest, or by its path, also for an action', async () => {
+    const { json, diag, ids, root } = await withBackups(2);
+    expect((await json('pin', 'latest')).id).toBe(ids[1]);
+    const store = path.join(root, '.kg/backups');
+    const archive = path.join(store, `kg-${ids[0]}.tar.gz`);
+    expect((await json('pin', archive)).id).toBe(ids[0]);
+    const other = path.join(root, 'other');
+    await diag('backup', '--copy-to', other);
+    const elsewhere = path.join(other, `kg-${ids[0]}.tar.gz`);
+    expect(await diag('unpin', elsewhere)).toMatchObject({
+      status: 4,
+      stderr: expect.stringContaining(`${elsewhere} is not in ${store}`),
+    });
+  });
+});
+
+describe('environment variables', () => {
+  test('name the project and the store, and flags have precedence', async () => {
+    const { root, backups } = makeProject({ nodes: 5 });
+    const cwd = temporaryDirectory();
+    const env = { ...process.env, KG_PROJECT: root, KG_BACKUP_DIR: backups };
+    const made = resultOf((await kg(['diag', 'backup', '--json'], { cwd, env })).stdout);
+    expect(path.dirname(made.path)).toBe(backups);
+    expect((await kg(['diag', 'verify'], { cwd, env })).status).toBe(0);
+    const other = path.join(root, 'other');
+    await kg(['diag', 'backup', '--backup-dir', other], { cwd, env });
+    expect(readdirSync(other)).toContain('latest.tar.gz');
+    expect(
+      await kg(['diag', 'list', '--project', cwd, '--backup-dir', other], { cwd, env }),
+    ).toMatchObject({ status: 0 });
+    const empty = { ...env, KG_BACKUP_DIR: '' };
+    expect((await kg(['diag', 'list'], { cwd, env: empty })).stdout).toContain(
+      'contains no backup',
+    );
+  });
+
+  test('that name no project are named in the error', async () => {
+    const cwd = temporaryDirectory();
+    const env = { ...process.env, KG_PROJECT: path.join(cwd, 'gone') };
+    expect(await kg(['diag', 'backup'], { cwd, env })).toMatchObject({
+      status: 2,
+      stderr: expect.stringMatching(/gone is not a knowledge-graph project[^]*Unset \$KG_PROJECT/),
+    });
+  });
+});
+
+describe('--json prints one object', () => {
+  test('for a result, an error, wrong arguments, and both', async () => {
+    const { root, diag, ids } = await withBackups(1);
+    const object = async (...args) => JSON.parse((await diag(...args, '--json')).stdout);
+    expect(await object('list')).toEqual({
+      version: 1,
+      command: 'diag list',
+      exitStatus: 0,
+      result: { backups: [expect.objectContaining({ id: ids[0] })], unlisted: [] },
+      warnings: [],
+    });
+    expect(await object('verify', 'backup-20200101-000000')).toMatchObject({
+      command: 'diag verify',
+      exitStatus: 4,
+      error: { code: 'KG_BACKUP_NOT_FOUND' },
+    });
+    expect(await object('prune', '--max-backups', '0')).toMatchObject({
+      command: 'diag prune',
+      exitStatus: 2,
+      error: { code: 'KG_INVALID_OPTION' },
+    });
+    writeFileSync(path.join(root, '.kg/config.json'), '{"backup":{"retentionDays":"soon"}}');
+    expect(await object('list')).toMatchObject({
+      exitStatus: 0,
+      warnings: [{ code: 'KG_WARN_CONFIG' }],
+    });
+    expect(JSON.parse((await kg(['version', '--json'])).stdout)).toMatchObject({
+      result: { archiveFormat: 2, jsonOutput: 1, executable: kgPath },
+    });
+  });
+
+  test('a line with --watch', async () => {
+    const { root } = await withBackups(0);
+    const watch = spawn(kgPath, ['diag', 'health', '--watch', '--interval', '1', '--json'], {
+      cwd: root,
+    });
+    onTestFinished(() => watch.kill('SIGKILL'));
+    const lines = readline.createInterface({ input: watch.stdout });
+    const [first] = await once(lines, 'line');
+    const [second] = await once(lines, 'line');
+    expect([first, second].map((line) => JSON.parse(line))).toMatchObject([
+      { version: 1, command: 'diag health', result: { checked: {} } },
+      { version: 1, command: 'diag health', result: { checked: {} } },
+    ]);
+  });
+});
+
+describe('confirmations', () => {
+  test('the last line of a restore is the command that undoes it', async () => {
+    const base = temporaryDirectory();
+    const root = path.join(base, "Ann's project");
+    mkdirSync(base, { recursive: true });
+    const made = makeProject({ nodes: 5 });
+    execFileSync('cp', ['-a', made.root, root]);
+    await kg(['diag', 'backup'], { cwd: root });
+    const config = path.join(root, '.kg/config.json');
+    writeFileSync(config, '{"theme":"light"}\n');
+    const { status, stdout } = await kg(['diag', 'restore', '--file', 'latest'], { cwd: root });
+    expect(status).toBe(0);
+    const last = stdout.trim().split('\n').at(-1);
+    const [, command] = last.match(/^To put them back: kg (diag restore --undo .*)$/);
+    expect(readFileSync(config, 'utf8')).toContain('dark');
+    run('sh', ['-c', `"${kgPath}" ${command}`], { cwd: base });
+    expect(readFileSync(config, 'utf8')).toBe('{"theme":"light"}\n');
+  });
+
+  test('are required without a terminal if KG_CONFIRM is always', async () => {
+    const env = { ...process.env, KG_CONFIRM: 'always' };
+    const { diag, ids, root } = await withBackups(2, { env });
+    const [id] = ids;
+    for (const args of [
+      ['restore', '--file', 'latest'],
+      ['restore', '--undo'],
+      ['delete', id],
+      ['backup', '--delete', id],
+      ['prune', '--max-backups', '1'],
+    ]) {
+      expect(await diag(...args), args.join(' ')).toMatchObject({
+        status: 1,
+        stderr: expect.stringMatching(/KG_NOT_CONFIRMED[^]*`--yes`/),
+      });
+    }
+    expect(existsSync(path.join(root, '.kg/restore-undo'))).toBe(false);
+    expect(resultOf((await diag('list', '--json')).stdout).backups).toHaveLength(2);
+    for (const args of [
+      ['prune', '--max-backups', '1', '--dry-run'],
+      ['restore', '--file', 'latest', '--dry-run'],
+      ['restore', '--file', 'latest', '--yes'],
+      ['delete', id, '--yes'],
+    ]) {
+      expect((await diag(...args)).status, args.join(' ')).toBe(0);
+    }
+  });
+
+  test('reject other values of KG_CONFIRM', async () => {
+    const { diag } = await withBackups(1, { env: { ...process.env, KG_CONFIRM: 'allways' } });
+    expect(await diag('delete', 'latest')).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('KG_CONFIRM is allways'),
+    });
+  });
+});
+
+test('a list fits the terminal', async () => {
+  const { root, diag } = await withBackups(0);
+  await diag('backup', '--description', 'a long text '.repeat(20));
+  for (const columns of [60, 80, 132]) {
+    // `script` gives the command a terminal.
+    const printed = execFileSync(
+      'script',
+      ['-qec', `stty rows 24 cols ${columns}; ${kgPath} diag list`, '/dev/null'],
+      { cwd: root, encoding: 'utf8' },
+    );
+    const lines = printed.trim().split(/\r?\n/);
+    expect(lines).toHaveLength(2);
+    for (const line of lines) expect(line.length, line).toBeLessThanOrEqual(columns);
+    expect(lines[1]).toMatch(/…$/);
+  }
+});
