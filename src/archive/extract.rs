@@ -18,7 +18,6 @@ use std::{
 };
 
 use jiff::Timestamp;
-use nix::sys::statvfs::statvfs;
 
 use super::{
     errors::checksum_mismatch, file_record::Owner, look_ahead::Hints, manifest::Manifest,
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
+    system::file_system,
     util::sync_many::EarlySync,
 };
 
@@ -299,12 +299,11 @@ fn create(path: &Path, mode: Option<u32>) -> io::Result<File> {
 /// Returns how many bytes may be written before the next look at the free space. `KG_NO_SPACE` if
 /// there is no room for the entry, beside `others_bytes` that will be written meanwhile.
 fn room(dir: &Path, name: &str, size_bytes: u64, others_bytes: u64) -> Result<u64> {
-    let found = statvfs(dir)
-        .map_err(|cause| Error::io("determine the free space of", dir, cause.into()))?;
-    let unit = found.fragment_size();
-    let (free, all) = (found.blocks_available() * unit, found.blocks() * unit);
-    let usable = free
-        .saturating_sub(MAX_RESERVE_BYTES.min(all / RESERVE_SHARE))
+    let space = file_system::space(dir)
+        .map_err(|cause| Error::io("determine the free space of", dir, cause))?;
+    let usable = space
+        .free_bytes
+        .saturating_sub(MAX_RESERVE_BYTES.min(space.total_bytes / RESERVE_SHARE))
         .saturating_sub(others_bytes);
     if size_bytes <= usable {
         return Ok(usable.min(size_bytes.max(BYTES_BETWEEN_LOOKS)));
@@ -335,10 +334,8 @@ mod tests {
         let (first, second) = (unpacker("first"), unpacker("second"));
         let unpacking = |dir| Unpacking::new(Some(dir), None, None).with_promises(promises.clone());
         let (mut first, mut second) = (unpacking(&first), unpacking(&second));
-        let free = room(dir.path(), "all", 0, 0)
-            .map(|_| statvfs(dir.path()).unwrap())
-            .unwrap();
-        let most = free.blocks_available() * free.fragment_size() / 5 * 3;
+        room(dir.path(), "all", 0, 0).unwrap();
+        let most = file_system::space(dir.path()).unwrap().free_bytes / 5 * 3;
         // The file has no content yet, so only the promise shows that it will need room.
         first.entry(0, "large", most).unwrap().unwrap();
         let refused = second.entry(0, "other", most).err().unwrap();

@@ -13,11 +13,10 @@ use std::{
     sync::Arc,
 };
 
-use nix::{errno::Errno, fcntl::copy_file_range, libc::loff_t, sys::statfs};
-
 use super::write_behind::WriteBehind;
 use crate::{
     archive::{block_writer::Sink, reuse::ReusedBlock},
+    system::file_system,
     util::unsupported,
 };
 
@@ -46,9 +45,7 @@ struct Row {
 impl ArchiveFile {
     /// Wraps `file`, which must be empty.
     pub fn new(file: File) -> Self {
-        let kind = statfs::fstatfs(&file).map(|found| found.filesystem_type());
-        let shares = kind
-            .is_ok_and(|kind| kind == statfs::BTRFS_SUPER_MAGIC || kind == statfs::XFS_SUPER_MAGIC);
+        let shares = file_system::shares_blocks(&file);
         let file = Arc::new(file);
         let synced = file.clone();
         let behind = WriteBehind::new(Box::new(move || match synced.sync_data() {
@@ -80,24 +77,16 @@ impl ArchiveFile {
 
     fn copy(&mut self, from: &File, mut range: Range<u64>) -> io::Result<()> {
         while !range.is_empty() {
-            let (mut at, mut to) = (range.start as loff_t, self.position as loff_t);
             let most = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            let copied = match copy_file_range(from, Some(&mut at), &self.file, Some(&mut to), most)
-            {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(copied) => copied,
-                Err(Errno::EINTR) => 0,
-                // The kernel or the file system cannot copy the range, so the bytes are read and
-                // written.
-                Err(
-                    Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM,
-                ) => {
+            let (source, target) = ((from, range.start), (&*self.file, self.position));
+            let copied = match file_system::copy_range(source, target, most)? {
+                Some(copied) => copied,
+                None => {
                     let mut bytes = vec![0; most.min(COPY_BYTES)];
                     from.read_exact_at(&mut bytes, range.start)?;
                     self.file.write_all_at(&bytes, self.position)?;
                     bytes.len()
                 }
-                Err(cause) => return Err(cause.into()),
             };
             range.start += copied as u64;
             self.advance(copied as u64)?;

@@ -3,10 +3,12 @@
 //!
 //! | module | content |
 //! | --- | --- |
+//! | [`file_system`] | space, network, and what a file system can do |
 //! | [`holders`] | which process holds a lock |
 //! | [`mounts`] | where file systems are mounted |
 //! | [`paths`] | paths that users give; who can replace a file |
 
+pub mod file_system;
 pub mod holders;
 pub mod mounts;
 pub mod paths;

@@ -1,9 +1,7 @@
 //! Makes many files durable with one call.
 //!
 //! `fsync` of each of many small files waits for the disk once for each file. `syncfs` writes the
-//! whole file system, and waits once. It reports errors like `fsync` only since Linux 5.8
-//! (<https://man7.org/linux/man-pages/man2/sync.2.html>), and only some file systems are known to
-//! record every error for it. Elsewhere, callers sync each file.
+//! whole file system, and waits once. Where it may hide an error, callers sync each file.
 
 use std::{
     fs::File,
@@ -15,7 +13,10 @@ use std::{
 };
 
 use super::{dir_handle::DirHandle, threads};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    system::file_system,
+};
 
 /// The number of files or directories from which one `syncfs` replaces a sync of each. Fewer are
 /// synced one by one, because other programs may have much unwritten data in the file system.
@@ -32,7 +33,7 @@ pub struct Batch<'a> {
 /// Begins the sync of `count` entries on the file system of an open directory. Returns `None` if
 /// each entry is to be synced on its own.
 pub fn begin<'a>(dir: &'a File, path: &'a Path, count: usize) -> Option<Batch<'a>> {
-    (count >= LEAST && reports_every_error(dir)).then_some(Batch { dir, path })
+    (count >= LEAST && file_system::reports_every_error(dir)).then_some(Batch { dir, path })
 }
 
 impl Batch<'_> {
@@ -46,7 +47,7 @@ impl Batch<'_> {
     /// Writes all data and metadata of the file system to the disk. An error means that a write
     /// failed since the directory was opened.
     pub fn sync(&self) -> Result<()> {
-        sync_all(self.dir).map_err(|cause| Error::io("sync", self.path, cause))
+        file_system::sync(self.dir).map_err(|cause| Error::io("sync", self.path, cause))
     }
 }
 
@@ -63,13 +64,13 @@ impl<'a> EarlySync<'a> {
     /// Begins to sync the file system of an open directory, which must stay open until the end.
     /// `None` if each file is to be synced on its own, or if the system refuses a thread.
     pub fn begin(dir: &File, path: &'a Path) -> Option<Self> {
-        if !reports_every_error(dir) {
+        if !file_system::reports_every_error(dir) {
             return None;
         }
         let dir = dir.try_clone().ok()?;
         // A wake-up is lost while the thread syncs.
         let (wake, woken) = sync_channel(0);
-        let sync = move || woken.iter().try_for_each(|()| sync_all(&dir));
+        let sync = move || woken.iter().try_for_each(|()| file_system::sync(&dir));
         let syncing = threads::start("kg-sync", sync).ok()?;
         Some(EarlySync {
             path,
@@ -99,54 +100,9 @@ impl<'a> EarlySync<'a> {
     }
 }
 
-fn sync_all(dir: &File) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    return nix::unistd::syncfs(dir).map_err(io::Error::from);
-    #[cfg(not(target_os = "linux"))]
-    return dir.sync_all();
-}
-
-#[cfg(target_os = "linux")]
-fn reports_every_error(dir: &File) -> bool {
-    use nix::sys::statfs::{
-        BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
-    };
-    let kinds = [
-        BTRFS_SUPER_MAGIC,
-        EXT4_SUPER_MAGIC,
-        TMPFS_MAGIC,
-        XFS_SUPER_MAGIC,
-    ];
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
-    release.is_ok_and(|release| is_since_5_8(&release))
-        && fstatfs(dir).is_ok_and(|found| kinds.contains(&found.filesystem_type()))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn reports_every_error(_: &File) -> bool {
-    false
-}
-
-/// Returns whether a release of Linux, such as `6.1.0-18-amd64`, is 5.8 or newer.
-#[cfg(target_os = "linux")]
-fn is_since_5_8(release: &str) -> bool {
-    let mut numbers = release.split('.').map(str::parse::<u32>);
-    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 8))
-}
-
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_release_of_linux_is_compared_by_its_numbers() {
-        for newer in ["5.8.0", "5.10.0-8-amd64", "6.1.0", "10.0.1\n"] {
-            assert!(is_since_5_8(newer), "{newer}");
-        }
-        for older in ["5.7.19", "4.19.0-6", "3.10", "", "five.8", "6"] {
-            assert!(!is_since_5_8(older), "{older}");
-        }
-    }
 
     #[test]
     fn few_entries_are_synced_one_by_one_and_many_at_once() {

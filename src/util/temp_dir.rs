@@ -16,7 +16,7 @@ use nix::fcntl::OFlag;
 
 use crate::{
     error::{Error, Result},
-    system::paths,
+    system::{file_system, paths},
     util::{
         atomic_file,
         dir_handle::{DirHandle, EntryHandle},
@@ -196,13 +196,8 @@ impl Scratch {
 }
 
 /// Returns the free bytes on the disk of `path` that this user may use.
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "these numbers are smaller on other systems"
-)]
 pub fn free_bytes(path: &Path) -> Option<u64> {
-    let found = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(found.blocks_available() as u64 * found.fragment_size() as u64)
+    file_system::space(path).ok().map(|space| space.free_bytes)
 }
 
 /// Removes directories of that prefix that killed runs of this user left. Directories that cannot
