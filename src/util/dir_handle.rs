@@ -16,21 +16,21 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-use nix::fcntl::{RenameFlags, renameat2};
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, readlinkat, renameat},
     sys::{
-        stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, fstatat, mkdirat, utimensat},
+        stat::{Mode, UtimensatFlags, fstat, fstatat, mkdirat, utimensat},
         time::TimeSpec,
     },
     unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, linkat, symlinkat, unlinkat},
 };
+use rustix::fs::{RenameFlags, renameat_with};
 
 use crate::{
     error::{Code, Error, Result},
     util::{
+        entry_stat::{EntryStat, EntryType},
         regular_file,
         unsupported::{self, Unsupported},
     },
@@ -246,17 +246,17 @@ impl DirHandle {
 
     /// Returns the number of the device that the directory is on.
     pub fn device(&self) -> Result<u64> {
-        let found = fstat(&self.fd);
-        Ok(found
-            .map_err(|cause| Error::io("look at", &self.path, cause.into()))?
-            .st_dev)
+        Ok(self.stat()?.device)
     }
 
     /// Returns the user and group that own the directory.
     pub fn owner(&self) -> Result<(u32, u32)> {
-        let found =
-            fstat(&self.fd).map_err(|cause| Error::io("look at", &self.path, cause.into()))?;
-        Ok((found.st_uid, found.st_gid))
+        Ok(self.stat()?.owner())
+    }
+
+    fn stat(&self) -> Result<EntryStat> {
+        let found = fstat(&self.fd).map(EntryStat::from);
+        found.map_err(|cause| Error::io("look at", &self.path, cause.into()))
     }
 }
 
@@ -360,25 +360,6 @@ pub struct EntryHandle {
     known_as: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EntryType {
-    File,
-    Directory,
-    Link,
-    Other,
-}
-
-impl EntryType {
-    pub fn of(found: &FileStat) -> Self {
-        match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
-            SFlag::S_IFREG => EntryType::File,
-            SFlag::S_IFDIR => EntryType::Directory,
-            SFlag::S_IFLNK => EntryType::Link,
-            _ => EntryType::Other,
-        }
-    }
-}
-
 impl EntryHandle {
     pub fn dir(&self) -> &DirHandle {
         &self.dir
@@ -417,16 +398,16 @@ impl EntryHandle {
         self.dir.name(name)
     }
 
-    pub fn stat(&self) -> Result<Option<FileStat>> {
+    pub fn stat(&self) -> Result<Option<EntryStat>> {
         match fstatat(&self.dir.fd, self.name(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found) => Ok(Some(found)),
+            Ok(found) => Ok(Some(found.into())),
             Err(Errno::ENOENT) => Ok(None),
             Err(cause) => Err(self.failed("look at", cause)),
         }
     }
 
     pub fn occupant(&self) -> Result<Option<EntryType>> {
-        Ok(self.stat()?.map(|found| EntryType::of(&found)))
+        Ok(self.stat()?.map(|found| found.entry_type))
     }
 
     /// Returns the target of the link, if it is trusted: see [`DirHandle::open`]. `ENOTDIR` if the
@@ -513,15 +494,15 @@ impl EntryHandle {
     /// Renames the entry to an unused name. Uses a rename that replaces nothing, or else a hard
     /// link and the removal of the old name.
     pub fn rename_new(&self, to: &EntryHandle) -> io::Result<()> {
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        match renameat2(
+        let renamed = renameat_with(
             &self.dir.fd,
             self.name(),
             &to.dir.fd,
             to.name(),
-            RenameFlags::RENAME_NOREPLACE,
-        ) {
-            Err(Errno::EINVAL | Errno::ENOSYS) => {}
+            RenameFlags::NOREPLACE,
+        );
+        match renamed.map_err(|cause| Errno::from_raw(cause.raw_os_error())) {
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::ENOTSUP) => {}
             renamed => return Ok(renamed?),
         }
         linkat(
@@ -623,7 +604,7 @@ impl EntryHandle {
         if !geteuid().is_root()
             || self
                 .stat()?
-                .is_some_and(|found| (found.st_uid, found.st_gid) == (user, group))
+                .is_some_and(|found| found.owner() == (user, group))
         {
             return Ok(());
         }
@@ -663,7 +644,7 @@ pub fn held_path(fd: &impl AsRawFd, path: &Path) -> PathBuf {
 }
 
 fn mode_of(mode: u32) -> Mode {
-    Mode::from_bits_truncate(mode & 0o777)
+    Mode::from_bits_truncate((mode & 0o777) as nix::libc::mode_t)
 }
 
 #[cfg(test)]

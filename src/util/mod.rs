@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`age`] | durations in readable form |
 //! | [`dir_handle`] | files below an open directory, without following links of other users |
+//! | [`entry_stat`] | what an entry of a directory is, and whose |
 //! | [`open_dirs`] | the same for many files, with few directories opened twice |
 //! | [`atomic_file`] | files that exist completely or not at all |
 //! | [`temp_dir`] | temporary directories for this user alone |
@@ -23,6 +24,7 @@ pub mod atomic_file;
 pub mod content_hash;
 pub mod digest;
 pub mod dir_handle;
+pub mod entry_stat;
 pub mod file_lock;
 pub mod hex;
 pub mod limits;

@@ -19,7 +19,10 @@ use std::{
 
 use crate::{
     system::paths::{STATE_DIR, resolve},
-    util::dir_handle::{DirHandle, EntryHandle, EntryType},
+    util::{
+        dir_handle::{DirHandle, EntryHandle},
+        entry_stat::EntryType,
+    },
 };
 
 /// The stores of the runs in this process.
@@ -140,10 +143,8 @@ pub fn inherit(path: &Path) {
 /// another user.
 fn give(made: &EntryHandle, owner: &Metadata) {
     let Ok(Some(found)) = made.stat() else { return };
-    let is_dir = made
-        .occupant()
-        .is_ok_and(|found| found == Some(EntryType::Directory));
-    if found.st_uid == 0 && (is_dir || found.st_nlink == 1) {
+    let is_dir = found.entry_type == EntryType::Directory;
+    if found.user == 0 && (is_dir || found.names == 1) {
         // A refusal is a warning of the run, and an entry that no longer exists needs no owner.
         let _ = made.give_to((owner.uid(), owner.gid()));
     }

@@ -136,7 +136,7 @@ fn dress_each(target: &Target, work: &Work<'_>, files: &[usize]) -> Result<()> {
             }
         };
         let owner = match target.stat(file.to())? {
-            Some(replaced) => Some((replaced.st_uid, replaced.st_gid)),
+            Some(replaced) => Some(replaced.owner()),
             None if file.to().starts_with('/') => target.owner_of(file.to())?,
             None => owner_in(target, parent(file.to()), &mut owners)?,
         };

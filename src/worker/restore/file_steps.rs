@@ -18,7 +18,8 @@ use crate::{
     system::mounts,
     util::{
         atomic_file::{self, PARTIAL_PREFIX},
-        dir_handle::{EntryHandle, EntryType},
+        dir_handle::EntryHandle,
+        entry_stat::EntryType,
         temp_dir::remove_tree,
         threads::start_in,
         unsupported,
@@ -112,14 +113,14 @@ pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> 
         };
         let Some(stat) = place
             .stat()?
-            .filter(|stat| stat.st_uid == own && stat.st_mode & WRITABLE != WRITABLE)
+            .filter(|stat| stat.user == own && stat.mode & WRITABLE != WRITABLE)
         else {
             continue;
         };
         if place.occupant()? == Some(EntryType::Directory) {
             found.push(MadeDir {
                 at: at.to_string(),
-                mode: Some(stat.st_mode & 0o7777),
+                mode: Some(stat.mode),
                 mtime: None,
             });
         }
@@ -253,8 +254,8 @@ fn dress_as(kept: &EntryHandle, live: &EntryHandle) -> Result<()> {
         return Ok(());
     };
     // An undo may have to write to the copy.
-    kept.set_mode(found.st_mode | 0o200)?;
-    kept.give_to((found.st_uid, found.st_gid))
+    kept.set_mode(found.mode | 0o200)?;
+    kept.give_to(found.owner())
 }
 
 /// Carries out the steps that follow the changes. May be repeated.

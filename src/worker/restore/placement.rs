@@ -16,7 +16,6 @@ use std::{
 };
 
 use jiff::Timestamp;
-use nix::sys::stat::{FileStat, SFlag};
 
 use super::{
     case_folding::Folding,
@@ -40,7 +39,10 @@ use crate::{
         exclude, names,
     },
     sqlite::files::{COMPANIONS, MAGIC},
-    util::dir_handle::EntryHandle,
+    util::{
+        dir_handle::EntryHandle,
+        entry_stat::{EntryStat, EntryType},
+    },
 };
 
 /// The prefix of every path except that of the graph database.
@@ -103,11 +105,11 @@ impl Attributes {
     }
 
     /// Returns whether a regular file has these permissions and this time.
-    pub fn are_those_of(&self, found: &FileStat) -> bool {
-        let mode = SFlag::S_IFREG.bits() | self.mode();
+    pub fn are_those_of(&self, found: &EntryStat) -> bool {
         !self.is_link
-            && found.st_mode == mode
-            && (found.st_mtime, found.st_mtime_nsec) == self.modified()
+            && found.entry_type == EntryType::File
+            && found.mode == self.mode()
+            && found.modified == self.modified()
     }
 }
 

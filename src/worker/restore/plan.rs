@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{fcntl::OFlag, sys::stat::FileStat, unistd::geteuid};
+use nix::{fcntl::OFlag, unistd::geteuid};
 
 use super::{
     NAMED_PATHS,
@@ -29,7 +29,10 @@ use crate::{
         replace, wal_in_use,
     },
     system::holders,
-    util::dir_handle::{EntryHandle, EntryType, in_the_way},
+    util::{
+        dir_handle::{EntryHandle, in_the_way},
+        entry_stat::{EntryStat, EntryType},
+    },
 };
 
 /// A directory below the undo directory. It holds the previous content of live databases until the
@@ -175,7 +178,7 @@ impl Planning<'_> {
         self.assert_no_companion(placement)?;
         let place = self.target.place(placement.to())?;
         let stat = place.as_ref().map_or(Ok(None), EntryHandle::stat)?;
-        let found = stat.as_ref().map(EntryType::of);
+        let found = stat.map(|found| found.entry_type);
         let occupant = found.filter(|_| !self.gone.contains(placement.to()));
         if let Some(place) = &place {
             assert_replaceable(place, occupant, placement)?;
@@ -222,7 +225,7 @@ impl Planning<'_> {
                 }
             }
             // A dry run unpacked nothing.
-            let identity = staged.map_or((0, 0), |staged| (staged.st_dev, staged.st_ino));
+            let identity = staged.map_or((0, 0), |staged| staged.identity());
             self.plan.intent.moves.push(spot, Spot::At(to), identity)?;
             self.gone.remove(placement.to());
         }
@@ -233,16 +236,15 @@ impl Planning<'_> {
     /// replaces, or else of the directory. Only root can change the owner.
     fn has_owner(
         &mut self,
-        staged: &FileStat,
+        staged: &EntryStat,
         to: &str,
-        replaced: Option<&FileStat>,
+        replaced: Option<&EntryStat>,
     ) -> Result<bool> {
-        let owner_of = |found: &FileStat| (found.st_uid, found.st_gid);
         if !self.is_root {
             return Ok(true);
         }
         if let Some(replaced) = replaced {
-            return Ok(owner_of(replaced) == owner_of(staged));
+            return Ok(replaced.owner() == staged.owner());
         }
         let dir = parent(to);
         let owner = match &self.last_owner {
@@ -254,7 +256,7 @@ impl Planning<'_> {
                 owner
             }
         };
-        Ok(owner.is_none_or(|owner| owner == owner_of(staged)))
+        Ok(owner.is_none_or(|owner| owner == staged.owner()))
     }
 
     /// Returns whether the place is another name of a database that gets new content. Only that
@@ -598,7 +600,7 @@ fn claims(target: &Target, plan: &Plan) -> Result<Vec<Claim>> {
 type Identity = (u64, u64);
 
 fn identity(place: &EntryHandle) -> Result<Option<Identity>> {
-    Ok(place.stat()?.map(|found| (found.st_dev, found.st_ino)))
+    Ok(place.stat()?.map(|found| found.identity()))
 }
 
 /// Keeps other processes out of the database at a location. `KG_DATABASE_IN_USE` if a process has

@@ -22,10 +22,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::replace,
-    util::{
-        atomic_file,
-        dir_handle::{EntryHandle, EntryType},
-    },
+    util::{atomic_file, dir_handle::EntryHandle, entry_stat::EntryType},
 };
 
 /// The outcome of an interrupted restore, and its warnings.

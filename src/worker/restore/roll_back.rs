@@ -88,13 +88,13 @@ fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
         // The move was not made yet, or was already rolled back.
         return Ok(());
     };
-    let is_renamed = ({ found.st_dev }, { found.st_ino }) == identity;
+    let is_renamed = found.identity() == identity;
     let was = target.place(&from)?;
     let original = was.as_ref().map_or(Ok(None), EntryHandle::stat)?;
-    let is_at_home = original.is_some_and(|found| ({ found.st_dev }, { found.st_ino }) == identity);
+    let is_at_home = original.is_some_and(|found| found.identity() == identity);
     // A copy from another file system has a different identity. It counts as the copy if its place
     // was empty before or the previous occupant was moved away.
-    let is_copied = found.st_dev != identity.0 && is_vacated(target, intent, number, &to)?;
+    let is_copied = found.device != identity.0 && is_vacated(target, intent, number, &to)?;
     match (was, original) {
         // The file was copied, and the original was not removed.
         (_, Some(_)) if is_at_home && is_copied => now.remove_file(),

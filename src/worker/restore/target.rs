@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{sys::stat::FileStat, unistd::geteuid};
+use nix::unistd::geteuid;
 
 use crate::{
     error::{Code, Error, Result},
@@ -20,6 +20,7 @@ use crate::{
     sqlite::files::{COMPANIONS, companion},
     util::{
         dir_handle::{DirHandle, EntryHandle},
+        entry_stat::EntryStat,
         open_dirs::OpenDirs,
         sync_many,
     },
@@ -190,7 +191,7 @@ impl Target {
     }
 
     /// Returns the attributes of the entry at a location; `None` if there is none.
-    pub fn stat(&self, location: &str) -> Result<Option<FileStat>> {
+    pub fn stat(&self, location: &str) -> Result<Option<EntryStat>> {
         self.place(location)?.map_or(Ok(None), |place| place.stat())
     }
 
@@ -213,7 +214,7 @@ impl Target {
             }
             if let Some(place) = self.place(location)? {
                 match place.stat()? {
-                    Some(found) => return Ok(Some((found.st_uid, found.st_gid))),
+                    Some(found) => return Ok(Some(found.owner())),
                     None => return place.dir().owner().map(Some),
                 }
             }
@@ -321,7 +322,7 @@ impl Target {
         };
         let is_theirs = owner == geteuid().as_raw()
             || dir.owner()?.0 == owner
-            || place.stat()?.is_some_and(|found| found.st_uid == owner);
+            || place.stat()?.is_some_and(|found| found.user == owner);
         if is_theirs {
             return Ok(());
         }
