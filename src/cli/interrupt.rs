@@ -7,7 +7,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::output::Output;
 use crate::{
     service::run_marker,
-    util::operation::{CancelToken, OperationContext, Phase, Progress},
+    util::{
+        operation::{CancelToken, OperationContext, Phase, Progress},
+        termination,
+    },
 };
 
 /// Cancels the operation on the first Ctrl-C. The second one ends the process immediately, except
@@ -21,8 +24,8 @@ fn end_on_interrupt(cancel: CancelToken) {
         }
         cancel.cancel();
     };
-    // This fails only if a handler is already set, which does the same.
-    let _ = ctrlc::set_handler(interrupted);
+    // An earlier handler does the same. Without one, a signal ends the process at once.
+    let _ = termination::on_request(interrupted);
 }
 
 /// Returns a token that a signal cancels, for commands that run until then.

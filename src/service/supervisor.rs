@@ -25,7 +25,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    util::termination,
+};
 
 /// Marks that a signal arrived before the service was started.
 const STOPPED: i32 = -1;
@@ -44,7 +47,7 @@ pub fn supervise() -> Result<u8> {
         pid if pid > 0 => drop(kill(Pid::from_raw(pid), Signal::SIGTERM)),
         _ => seen.store(STOPPED, Ordering::SeqCst),
     };
-    ctrlc::set_handler(forward).map_err(|cause| failed(io::Error::other(cause)))?;
+    termination::on_request(forward)?;
     let executable = std::env::current_exe().map_err(failed)?;
     // The child has its own process group. Ctrl-C in a terminal reaches this process, which
     // forwards it once.

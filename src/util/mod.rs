@@ -16,6 +16,7 @@
 //! | [`content_hash`] | hashes of blocks and pages |
 //! | [`digest`], [`hex`] | SHA-256 digests as values; digests as text |
 //! | [`ordered_pool`], [`threads`] | parallel work, results in order; threads that may not start |
+//! | [`termination`] | signals that ask this process to end |
 //! | [`operation`], [`progress`] | cancellation and progress; counting bytes |
 //! | [`limits`] | limits for forged archives |
 
@@ -36,6 +37,7 @@ pub mod progress;
 pub mod regular_file;
 pub mod sync_many;
 pub mod temp_dir;
+pub mod termination;
 pub mod threads;
 pub mod unsupported;
 pub mod wording;
