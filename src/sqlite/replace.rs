@@ -230,6 +230,9 @@ pub fn open_live(live: &Path) -> Result<Connection> {
         // A checkpoint of all replaced content would come between the commit and the caller's
         // record of it.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        // On macOS, `fsync` leaves data in the cache of the disk. Other systems ignore these.
+        connection.pragma_update(None, "fullfsync", true)?;
+        connection.pragma_update(None, "checkpoint_fullfsync", true)?;
         Ok(connection)
     };
     opened().map_err(|cause| Error::sqlite("open", live, cause))

@@ -1,13 +1,20 @@
 //! Finds the processes that hold a lock on a database, for messages.
 //!
-//! `/proc/locks` provides this without opening the database; opening and closing it would drop the
-//! locks of this process. In a container the kernel lists only the processes that the container can
-//! see.
+//! On Linux, `/proc/locks` provides this without opening the database; opening and closing it would
+//! drop the locks of this process. In a container the kernel lists only the processes that the
+//! container can see. Other systems have no such table, so that no process is found there.
 
 use std::{
     fs::{self, Metadata},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+};
+
+/// Why a process that holds a lock has no number here.
+pub const UNSEEN: &str = if cfg!(target_os = "linux") {
+    "cannot be seen from here (in another container, or on another machine)"
+} else {
+    "this system does not name"
 };
 
 /// The maximum number of processes that are named; the others are counted.
@@ -47,7 +54,7 @@ pub fn of(path: &Path) -> String {
 /// name.
 pub fn name(process: i32) -> String {
     if process <= 0 {
-        return "a process that cannot be seen from here (in another container, or on another machine)".into();
+        return format!("a process that {UNSEEN}");
     }
     match fs::read_to_string(format!("/proc/{process}/comm")) {
         Ok(command) => format!("process {process} ({})", command.trim()),
@@ -122,9 +129,7 @@ pub fn with_own_name(file: Option<&Metadata>, own: i32, said: &str) -> String {
     match file.and_then(of_flock) {
         Some(process) if process == own => said.to_string(),
         Some(process) => format!("process {process}, which calls itself {said}"),
-        None => format!(
-            "{said}, which cannot be seen from here (in another container, or on another machine)"
-        ),
+        None => format!("{said}, which {UNSEEN}"),
     }
 }
 
@@ -172,10 +177,7 @@ fn parse(line: &str, kinds: &[&str]) -> Option<Lock> {
 )]
 fn device(of: u64) -> (u64, u64) {
     let of = of as nix::libc::dev_t;
-    (
-        nix::sys::stat::major(of) as u64,
-        nix::sys::stat::minor(of) as u64,
-    )
+    (nix::libc::major(of) as u64, nix::libc::minor(of) as u64)
 }
 
 fn has_open(process: i32, file: &Path) -> bool {
@@ -218,6 +220,6 @@ mod tests {
             )
             .is_some()
         );
-        assert!(of(Path::new("/nothing/here")).contains("another container"));
+        assert!(of(Path::new("/nothing/here")).contains(UNSEEN));
     }
 }
