@@ -1,6 +1,5 @@
 #!/usr/bin/env node
 // Hands over to the native `kg`: its input, output and exit status are the ones of this process.
-// The native one recognizes this file by the text kg-backup-launcher (src/cli/host.rs).
 
 import { spawn } from 'node:child_process';
 import { constants } from 'node:os';

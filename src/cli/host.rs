@@ -42,11 +42,12 @@ const COMMAND_VARIABLE: &str = "KG_HOST_COMMAND";
 const TRIED_VARIABLE: &str = "KG_HOST_TRIED";
 /// The file next to each native `kg` of this package.
 const ADDON: &str = "knowledge-graph-agent.node";
-/// The text by which `bin/kg.js` of any copy of this package is recognized.
-const LAUNCHER_MARK: &[u8] = b"kg-backup-launcher";
+/// The text by which `bin/kg.js` of any copy of this package is recognized: it names the packages
+/// of the platforms. A comment would not do, because a bundler made that file.
+const LAUNCHER_MARK: &[u8] = b"knowledge-graph-agent-linux-x64";
 /// The text with which a script that a package manager made names `bin/kg.js`.
 const LAUNCHER_PATH: &str = "bin/kg.js";
-const MAX_SCRIPT_BYTES: u64 = 16 * 1024;
+const MAX_SCRIPT_BYTES: u64 = 256 * 1024;
 
 /// The part of the help that says which commands are whose.
 pub const HELP: &str = "\
@@ -115,7 +116,7 @@ fn unknown_subcommand(stop: &clap::Error) -> Option<String> {
 }
 
 /// Returns the command whose subcommand these words name.
-fn innermost<'a>(command: &'a Command, mut words: impl Iterator<Item = OsString>) -> &'a Command {
+fn innermost(command: &Command, mut words: impl Iterator<Item = OsString>) -> &Command {
     let inner = words.next().and_then(|word| command.find_subcommand(word));
     inner.map_or(command, |inner| innermost(inner, words))
 }
