@@ -13,7 +13,7 @@ use std::{
 use nix::{fcntl::OFlag, libc};
 
 use crate::{
-    error::{Error, Result},
+    error::{Code, Error, Result},
     system::paths::STATE_DIR,
     util::{
         dir_handle::{DirHandle, EntryHandle},
@@ -350,7 +350,10 @@ pub fn create_unversioned_dirs(dir: &Path) -> io::Result<()> {
     match write_new(&ignored.join(GITIGNORE), b"*\n") {
         // Another run was faster.
         Err(_) if ignored.join(GITIGNORE).exists() => Ok(()),
-        written => written.map_err(io::Error::other),
+        written => written.map_err(|error| match error.code {
+            Code::NoSpace => io::ErrorKind::StorageFull.into(),
+            _ => io::Error::other(error),
+        }),
     }
 }
 
