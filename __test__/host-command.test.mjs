@@ -175,6 +175,9 @@ test('a misspelt command, and an option of a command that kg has, are not handed
     expect(refused.stderr).toContain(`resembles '${ours}', so it was not handed over`);
     expect(refused.stderr).toContain(host);
   }
+  const verb = await kg(['backup'], on([hostDir]));
+  expect(verb).toMatchObject({ status: 2, stdout: '' });
+  expect(verb.stderr).toContain('run `kg diag backup`');
   for (const args of [['graph', '--depth', '3'], ['--unknown'], ['serve', '--graphql']])
     expect(await kg(args, on([hostDir])), args.join(' ')).toMatchObject({ status: 2, stdout: '' });
 });

@@ -91,7 +91,7 @@ describe('a restore of a configuration with other settings', () => {
     expect(dry).toMatchObject({ status: 0 });
     expect(dry.stdout + dry.stderr).toMatch(/would change backup settings: .*`--keep-settings`/s);
     const json = await kg([...args, '--dry-run', '--json'], { cwd: root });
-    const { settingsChanged } = JSON.parse(json.stdout);
+    const { settingsChanged } = JSON.parse(json.stdout).result;
     expect(settingsChanged.map(({ key }) => key)).toContain('backup.maxBackups');
     for (const { stdout, stderr } of [dry, json])
       expect(stdout + stderr).not.toMatch(/SECRET|hidden/);
@@ -138,7 +138,7 @@ describe('with keepSettings', () => {
     const { root, backups, backup, config } = await setUp({ old: PRESENT, present: '{"a":1}' });
     const args = ['--file', backup.id, '--backup-dir', backups, '--keep-settings', '--json'];
     const restored = await kg(['diag', 'restore', ...args], { cwd: root });
-    expect(JSON.parse(restored.stdout)).toMatchObject({ settingsChanged: [] });
+    expect(JSON.parse(restored.stdout).result).toMatchObject({ settingsChanged: [] });
     expect(config()).toBe(PRESENT.replace(SETTINGS, '{}'));
   });
 
