@@ -167,7 +167,7 @@ function draws() {
   };
 }
 
-const listed = (root) => json(root, 'backup', '--list').map(({ id }) => id);
+const listed = (root) => json(root, 'list').backups.map(({ id }) => id);
 
 describe('while a system call fails', () => {
   test.each(Object.entries(COMMANDS))(

@@ -246,9 +246,17 @@ describe('a webhook', () => {
       retries: 1,
     });
     const { status, stdout, stderr } = await backup('--json');
-    expect([status, resultOf(stdout).id]).toEqual([0, expect.stringContaining('backup-')]);
-    expect(stderr).toMatch(/could not be called: .*refused.*, 2 times \[KG_WARN_HOOK\]/);
-    expect(stderr).not.toMatch(/hidden|nobody/);
+    expect(JSON.parse(stdout)).toMatchObject({
+      result: { id: expect.stringContaining('backup-') },
+      warnings: [
+        {
+          code: 'KG_WARN_HOOK',
+          message: expect.stringMatching(/could not be called: .*refused.*, 2 times$/),
+        },
+      ],
+    });
+    expect([status, stderr]).toEqual([0, '']);
+    expect(stdout).not.toMatch(/hidden|nobody/);
   });
 
   test('authenticates with the credentials of the URL', async () => {

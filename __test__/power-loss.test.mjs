@@ -166,7 +166,7 @@ describe.skipIf(!canMount)('a loss of power', () => {
       root,
       args.map((arg) => (arg === 'INCREMENTAL' ? incremental.id : arg)),
       (at) => {
-        const listed = kg(root, 'diag', 'backup', '--list');
+        const { backups: listed } = kg(root, 'diag', 'list');
         expect([
           at,
           listed.some((backup) => backup.id === id || backup.id > incremental.id),
