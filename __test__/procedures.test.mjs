@@ -2,7 +2,6 @@
 // as shell scripts against seven kinds of damage. npm installs the package from a local registry,
 // which serves the result of `npm pack`.
 
-import { createHash } from 'node:crypto';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
@@ -20,19 +19,16 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
-import { createServer } from 'node:http';
 import os from 'node:os';
 import path from 'node:path';
 
 import Database from 'better-sqlite3';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
 
-import { platformName } from '../lib/platform-name.mjs';
 import { kg, kgPath, repository, run, until } from './support/processes.mjs';
 import { fillDatabase, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 import { resultOf } from './support/json-output.mjs';
-
-const PACKAGE = '@weavelogic/knowledge-graph-agent';
+import { startRegistry } from './support/registry.mjs';
 
 /** Returns the first shell script below a heading of the guide. */
 function procedure(heading) {
@@ -43,47 +39,6 @@ function procedure(heading) {
 const LEVEL_1 = procedure('#### Level 1: Database Corruption');
 const LEVEL_2 = procedure('#### Level 2: Full System Recovery');
 
-/** Starts a registry that serves the packages of this checkout. */
-async function startRegistry(dir) {
-  const platform = `${PACKAGE}-${platformName()}`;
-  const packed = {};
-  for (const from of ['.', `npm/${platformName()}`]) {
-    const [{ filename, name, version }] = JSON.parse(
-      run('npm', ['pack', '--json', '--ignore-scripts', '--pack-destination', dir], {
-        cwd: path.join(repository, from),
-      }),
-    );
-    packed[name] = { version, tarball: readFileSync(path.join(dir, filename)) };
-  }
-  const document = (name) => {
-    const { version, tarball } = packed[name];
-    const { bin, os, cpu, libc } = JSON.parse(
-      readFileSync(
-        path.join(repository, name === PACKAGE ? '.' : `npm/${platformName()}`, 'package.json'),
-        'utf8',
-      ),
-    );
-    const dist = {
-      tarball: `${url}/tarballs/${encodeURIComponent(name)}`,
-      integrity: `sha512-${createHash('sha512').update(tarball).digest('base64')}`,
-    };
-    const optionalDependencies = name === PACKAGE ? { [platform]: version } : undefined;
-    return JSON.stringify({
-      name,
-      'dist-tags': { latest: version },
-      versions: { [version]: { name, version, bin, os, cpu, libc, optionalDependencies, dist } },
-    });
-  };
-  const server = createServer(({ url: asked }, response) => {
-    const name = decodeURIComponent(asked.replace(/^\/(tarballs\/)?/, ''));
-    if (packed[name] === undefined) response.writeHead(404).end('{}');
-    else response.end(asked.startsWith('/tarballs/') ? packed[name].tarball : document(name));
-  });
-  await once(server.listen(0, '127.0.0.1'), 'listening');
-  const url = `http://127.0.0.1:${server.address().port}`;
-  return { url, close: () => server.close() };
-}
-
 let shared;
 beforeAll(async () => {
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-test-'));
@@ -91,7 +46,7 @@ beforeAll(async () => {
   mkdirSync(bin);
   symlinkSync(kgPath, path.join(bin, 'kg'));
   shared = { dir, bin, registry: await startRegistry(dir) };
-}, 60_000);
+});
 afterAll(() => {
   shared.registry.close();
   rmSync(shared.dir, { recursive: true, force: true });
