@@ -52,7 +52,6 @@ function elfProblems(platform, file) {
   return problems;
 }
 
-const PAGE_BYTES = 4096;
 const MAGIC = { signature: 0xfade0cc0, directory: 0xfade0c02 };
 const LC_CODE_SIGNATURE = 0x1d;
 const LC_BUILD_VERSION = 0x32;
@@ -84,8 +83,9 @@ function signatureProblems(bytes, command) {
   const directory = blob.subarray(blob.readUInt32BE(16));
   if (directory.readUInt32BE(0) !== MAGIC.directory) return ['has an unreadable signature'];
   const [hashes, count, end] = [16, 28, 32].map((offset) => directory.readUInt32BE(offset));
+  const pageBytes = 2 ** directory[39];
   for (let page = 0; page < count; page += 1) {
-    const content = bytes.subarray(page * PAGE_BYTES, Math.min((page + 1) * PAGE_BYTES, end));
+    const content = bytes.subarray(page * pageBytes, Math.min((page + 1) * pageBytes, end));
     const digest = createHash('sha256').update(content).digest();
     if (!digest.equals(directory.subarray(hashes + page * 32, hashes + (page + 1) * 32)))
       return [`does not match its signature in page ${page}`];
