@@ -105,8 +105,8 @@ async function must(script, user) {
   return stdout;
 }
 
-const DENO =
-  'deno run --node-modules-dir=manual --allow-read --allow-write --allow-env --allow-run --allow-ffi --allow-sys';
+/** Deno asks what a program may do: load the addon, find it, and (in the script itself) write. */
+const DENO = 'deno run --node-modules-dir=manual --allow-ffi --allow-read';
 
 /** How each manager installs the package, and how its runtime runs a script and `kg`. */
 const managers = {
@@ -137,8 +137,8 @@ const managers = {
       `deno add --node-modules-dir=manual npm:${PACKAGE}`,
       'deno install',
     ],
-    script: DENO,
-    kg: `${DENO} node_modules/${PACKAGE}/bin/kg.js`,
+    script: `${DENO} --allow-write`,
+    kg: `${DENO} --allow-env --allow-run node_modules/${PACKAGE}/bin/kg.js`,
   },
 };
 
