@@ -3,8 +3,9 @@
 //
 //   npm run build:all -- [PLATFORM ...]
 //
-// Zig has the headers and the linker of each platform, and glibc in each version. Where a platform
-// can be run here, natively or emulated, its packages are tried too.
+// Zig has the headers and the linker of each platform, and glibc in each version; macos-sdk/ lists
+// what it lacks of macOS. Where a platform can be run here, natively or emulated, its packages are
+// tried too.
 
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, rmSync, statSync } from 'node:fs';
@@ -21,7 +22,7 @@ import { installWheel } from './wheels.mjs';
 const ZIG = 'ziglang==0.17.1';
 const ZIGBUILD = 'cargo-zigbuild==0.24.1';
 
-function must(command, args, env = {}) {
+function must(command, args, env) {
   const { status, error } = spawnSync(command, args, {
     cwd: root,
     stdio: 'inherit',
@@ -41,6 +42,7 @@ function build(platform) {
     PATH: `${path.join(installWheel(ZIGBUILD), 'bin')}:${process.env.PATH}`,
     CARGO_ZIGBUILD_ZIG_PATH: path.join(installWheel(ZIG), 'ziglang/zig'),
     MACOSX_DEPLOYMENT_TARGET: OLDEST_MACOS,
+    ...(target.endsWith('-darwin') && { SDKROOT: path.join(root, 'scripts/macos-sdk') }),
   });
   const library = target.endsWith('-darwin') ? 'libkg_backup.dylib' : 'libkg_backup.so';
   const built = path.join(process.env.CARGO_TARGET_DIR ?? path.join(root, 'target'), target);
