@@ -280,7 +280,7 @@ describe.each(Object.keys(DAMAGES))('%s', (name) => {
       ),
     ).toBe(true);
     expect(done.stdout).toMatch(
-      /added 2 packages[^]*Restored 1 files[^]*Restored 1 files[^]*^Healthy$[^]*The service runs: process/m,
+      /added 2 packages[^]*Restored 1 file[^]*Restored 1 file[^]*^Healthy$[^]*The service runs: process/m,
     );
     await expectRecovered(project, searched);
   });
