@@ -189,7 +189,7 @@ test('the help says which commands are whose, and runs nothing', async () => {
   for (const args of [['--help'], ['-h'], ['help'], []]) {
     const { stdout, stderr } = await kg(args, on([...ours, hostDir]));
     expect(words(stdout + stderr)).toContain(
-      'Other commands, such as `kg init`, belong to the host',
+      'Other commands, such as init, belong to the host',
     );
     expect(words(stdout + stderr)).toContain(`Here that is ${host}.`);
     const without = await kg(args, on(ours));

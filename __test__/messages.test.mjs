@@ -268,7 +268,7 @@ describe('flags and commands in messages', () => {
     for (const { name, text } of literals) {
       for (const [, quoted] of text.matchAll(/`([^`]+)`/g)) {
         const words = quoted.split(/\s+/);
-        if (words[0] === 'kg') {
+        if (words[0] === 'kg' && words.length > 1) {
           let command = '';
           while (words.length > 1 && read(`${command} ${words[1]}`.trim()))
             command = `${command} ${words.splice(1, 1)}`.trim();

@@ -116,6 +116,9 @@ fn usage(argument: &Arg) -> String {
         Some(short) => format!("-{short}, --{long}"),
         None => format!("--{long}"),
     };
+    for alias in argument.get_visible_aliases().unwrap_or_default() {
+        write!(text, ", --{alias}").unwrap();
+    }
     if argument.get_action().takes_values() {
         write!(text, " {}", value.join(" ")).unwrap();
     }
