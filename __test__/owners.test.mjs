@@ -140,7 +140,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
       expect(asRoot(...command('backup', '--pin', id, '--output', store))).toMatchObject(done);
       expect(notOwnedBy(store, USER)).toEqual([]);
       expect(
-        resultOf(asOwner(...command('backup', '--list', '--output', store)).stdout),
+        resultOf(asOwner(...command('backup', '--list', '--output', store)).stdout).backups,
       ).toHaveLength(1);
       expect(
         asOwner(...command('backup', '--type', 'incremental', '--output', store)),

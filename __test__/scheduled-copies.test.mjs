@@ -208,7 +208,7 @@ describe('copies that are behind', () => {
     expect(copies.lagMs).toBeGreaterThan(2 * HOUR_MS);
     expect(health.ok).toBe(false);
     expect((await run('diag', 'backup', '--status')).stdout).toMatch(
-      /copies {4}in .*: newest .*; the newest 1 of this store are missing there/,
+      /copies {4}in .*: newest .*; the newest backup of this store is missing there/,
     );
     const { issues } = await json('health');
     expect(issues).toContainEqual(
