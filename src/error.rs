@@ -13,7 +13,7 @@ use std::{error::Error as StdError, fmt, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::system::{holders, mounts};
+use crate::system::{holders, mounts, refusal};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -260,17 +260,10 @@ impl Error {
                 Code::Limit,
                 "Let this process write larger files (`ulimit -f`), or use another file system",
             ),
-            _ if matches!(
-                cause.raw_os_error(),
-                Some(nix::libc::EMFILE | nix::libc::ENFILE)
-            ) =>
-            {
-                (
-                    Code::Limit,
-                    "Raise the limit on open files: `ulimit -n`, or `LimitNOFILE=` in a systemd \
-                     unit",
-                )
-            }
+            _ if refusal::is_out_of_files(&cause) => (
+                Code::Limit,
+                "Raise the limit on open files: `ulimit -n`, or `LimitNOFILE=` in a systemd unit",
+            ),
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (
                 Code::PermissionDenied,
                 "Give this user access to it, or run as a user that has it",

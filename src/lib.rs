@@ -64,6 +64,11 @@ pub use self::{
     worker::protocol::WORKER_ARGUMENT,
 };
 
+/// Lifts limits that a process of this crate's own needs to lift. Not for a host process.
+pub fn prepare_process() {
+    system::process::lift_limits();
+}
+
 /// Runs the command line.
 pub fn kg() -> ExitCode {
     place::install();

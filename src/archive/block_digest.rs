@@ -5,7 +5,7 @@
 //! block, and of the bytes after the last block. The root takes a third of the time, and every
 //! backup that uses an earlier one checks it.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
@@ -15,10 +15,13 @@ use super::{
     manifest::ArchiveRecord,
     seal::{Container, SealedFile},
 };
-use crate::util::{
-    content_hash::{ContentHash, content_hash},
-    hex::hex,
-    operation::CancelToken,
+use crate::{
+    system::portable::FileExt,
+    util::{
+        content_hash::{ContentHash, content_hash},
+        hex::hex,
+        operation::CancelToken,
+    },
 };
 
 /// Returns whether the archive at `path` is the one that `record` describes. `record` may itself be

@@ -15,11 +15,11 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read},
-    os::unix::fs::FileExt,
 };
 
 use crate::{
     sqlite::{files::MAGIC, page_hashes::PageHashes},
+    system::portable::FileExt,
     util::content_hash::content_hash,
 };
 

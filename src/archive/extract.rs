@@ -7,9 +7,8 @@
 
 use std::{
     collections::HashSet,
-    fs::{File, Permissions},
+    fs::File,
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::{
         Arc,
@@ -25,7 +24,10 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    system::file_system,
+    system::{
+        file_system,
+        portable::{MetadataExt, OpenOptionsExt, set_mode},
+    },
     util::sync_many::EarlySync,
 };
 
@@ -291,7 +293,7 @@ fn create(path: &Path, mode: Option<u32>) -> io::Result<File> {
     let file = options.mode(mode).open(path)?;
     // The umask may have removed permissions.
     if file.metadata()?.mode() & 0o7777 != mode {
-        let _ = file.set_permissions(Permissions::from_mode(mode));
+        let _ = set_mode(&file, mode);
     }
     Ok(file)
 }

@@ -9,7 +9,6 @@ use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     io::{self, Write},
-    os::unix::ffi::OsStrExt,
 };
 
 use sha2::{Digest, Sha256};
@@ -25,6 +24,7 @@ use super::{
 };
 use crate::{
     project::{Component, names},
+    system::portable::OsStrExt,
     util::digest::Sha256Digest,
 };
 

@@ -1,6 +1,6 @@
 //! Compares the content of an archive with its manifests.
 
-use std::{collections::HashMap, os::unix::ffi::OsStrExt};
+use std::collections::HashMap;
 
 use super::{
     block_reader::Damage,
@@ -12,7 +12,10 @@ use super::{
     report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry},
     seal::FileFacts,
 };
-use crate::{project::names, util::hex::hex};
+use crate::{
+    system::portable::OsStrExt,
+    {project::names, util::hex::hex},
+};
 
 /// The smallest page of SQLite. The blocks of a database are not smaller.
 const MIN_PAGE_BYTES: u64 = 512;

@@ -8,7 +8,6 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, BufRead, BufWriter, Read, Seek, Write},
-    os::unix::ffi::OsStrExt,
     path::Path,
     sync::Arc,
 };
@@ -27,6 +26,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     project::names,
+    system::portable::OsStrExt,
     util::{content_hash::ContentHash, digest::Sha256Digest},
 };
 

@@ -30,6 +30,7 @@ use crate::{
         status::status,
         supervisor, {self},
     },
+    system::process,
 };
 
 /// A service normally ends within a moment. One that is moving files into place may take longer.
@@ -314,9 +315,7 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<u8> {
         return supervisor::supervise();
     }
     if args.detached {
-        // A session of its own lets the service survive the end of the terminal. The call fails
-        // only for a process that already leads a process group.
-        let _ = nix::unistd::setsid();
+        process::leave_terminal();
         std::env::set_current_dir("/")
             .map_err(|cause| Error::io("enter", Path::new("/"), cause))?;
     }

@@ -6,7 +6,6 @@
 
 use std::{
     fs::{self, Metadata},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +16,11 @@ use crate::{
     config::Settings,
     error::{Code, Error, Result},
     project::STATE_DIR,
-    system::paths::{self, OTHERS_WRITE},
+    system::{
+        paths::{self, OTHERS_WRITE},
+        portable::MetadataExt,
+        user,
+    },
     util::operation::CancelToken,
     worker::client::{Worker, WorkerMode},
 };
@@ -144,7 +147,7 @@ fn key_file(path: &Path) -> KeyFile {
         .ok()
         .filter(Metadata::is_file)
         .and_then(|found| {
-            let (owner, me) = (found.uid(), nix::unistd::geteuid().as_raw());
+            let (owner, me) = (found.uid(), user::current());
             if found.mode() & OTHERS_READ != 0 {
                 Some(format!(
                     "users other than its owner can read it (chmod go= '{}')",

@@ -3,7 +3,6 @@
 
 use std::{
     fs::{self, Metadata},
-    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -19,7 +18,7 @@ use crate::{
         wal_in_use,
         wal_start::WalStart,
     },
-    system::file_system,
+    system::{file_id::FileId, file_system},
     util::{operation::CancelToken, regular_file},
 };
 
@@ -39,10 +38,10 @@ pub fn check(database: &Path, named: &Named, cancel: &CancelToken) -> Vec<Issue>
     let mut issues = Vec::new();
     issues.extend(wal(database, named, cancel));
     issues.extend(wal_not_in_use(database, named));
-    if let Ok(found) = fs::metadata(database)
-        && found.nlink() > 1
+    if let Ok(found) = FileId::at(database)
+        && found.names > 1
     {
-        let message = format!("{} has {} names (hard links)", named.path, found.nlink());
+        let message = format!("{} has {} names (hard links)", named.path, found.names);
         let remedy =
             "Remove all but one: processes that use another name do not see each other's WAL";
         issues.push(named.issue(IssueCode::DatabaseLinked, message, remedy));

@@ -4,11 +4,9 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, Metadata},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{AccessFlags, access, geteuid};
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -21,6 +19,10 @@ use crate::{
     error::{Result, plain},
     project::{CONFIG_FILE, Project, STATE_DIR, exclude, names},
     sqlite::files::{COMPANIONS, companion},
+    system::{
+        portable::{MetadataExt, PermissionsExt},
+        user,
+    },
     util::{operation::CancelToken, regular_file},
 };
 
@@ -49,7 +51,7 @@ pub fn check(
     if let Ok(found) = fs::symlink_metadata(&journal) {
         let message =
             "A restore was interrupted: the project is a mixture of its earlier state and a backup";
-        let who = if found.uid() == geteuid().as_raw() {
+        let who = if found.uid() == user::current() {
             String::new()
         } else {
             format!(" as user {}", found.uid())
@@ -282,7 +284,7 @@ impl PermissionWalk<'_> {
             self.count += 1;
             match fs::metadata(entry.path()) {
                 Ok(found) => {
-                    if found.is_file() && access(&entry.path(), AccessFlags::R_OK).is_err() {
+                    if found.is_file() && !user::may_read(&entry.path()) {
                         self.unreadable.add(&child);
                     }
                     if is_key(&name.to_string_lossy(), &found) {

@@ -10,7 +10,6 @@ use std::{
     fmt,
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -21,7 +20,10 @@ pub use self::{
     bucket::{connect, install},
     object_place::{Client, ObjectPlace, Upload},
 };
-use crate::{objects::Version, project::file_state::FoundFile, util::regular_file};
+use crate::{
+    system::portable::FileExt,
+    {objects::Version, project::file_state::FoundFile, util::regular_file},
+};
 
 /// A place that holds archives.
 #[derive(Debug, Clone)]

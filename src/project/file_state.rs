@@ -2,11 +2,12 @@
 
 use std::{
     fs::Metadata,
-    os::unix::fs::MetadataExt,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jiff::Timestamp;
+
+use crate::system::{file_id, portable::MetadataExt};
 
 /// A file that changed more recently may change again within one step of a clock: FAT counts in
 /// steps of two seconds.
@@ -20,6 +21,12 @@ pub struct FileState {
     /// Seconds and nanoseconds.
     pub changed: (i64, u32),
 }
+
+/// A state that never counts as settled.
+const UNKNOWN: FileState = FileState {
+    inode: 0,
+    changed: (i64::MAX, 0),
+};
 
 /// What the system says about a file. If two of these are equal, so is the content, unless the file
 /// changed through a memory map or the file system lies.
@@ -35,10 +42,8 @@ impl FoundFile {
         FoundFile {
             size: found.len(),
             modified: modified(found),
-            state: FileState {
-                inode: found.ino(),
-                changed: (found.ctime(), found.ctime_nsec() as u32),
-            },
+            state: file_id::state_of(found)
+                .map_or(UNKNOWN, |(inode, changed)| FileState { inode, changed }),
         }
     }
 

@@ -6,14 +6,14 @@
 //! project has the same id, and must not remove the backups of the original. So a project owns the
 //! backups that were made of its id at its path.
 
-use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path};
+use std::{ffi::OsStr, io, path::Path};
 
 use sha2::{Digest, Sha256};
 
 use super::{Project, STATE_DIR};
 use crate::{
     error::{Error, Result, Warning, WarningCode, plain},
-    system::paths::resolve,
+    system::{paths::resolve, portable::OsStrExt},
     util::{atomic_file, hex::hex, regular_file},
 };
 

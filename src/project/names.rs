@@ -6,10 +6,10 @@
 
 use std::{
     cmp::Ordering,
-    ffi::OsString,
-    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Component, Path, PathBuf},
 };
+
+use crate::system::portable::{OsStrExt, os_string};
 
 /// Returns the text of a path or of a part of a path.
 pub fn encode(path: &Path) -> String {
@@ -41,7 +41,7 @@ pub fn decode(text: &str) -> Option<PathBuf> {
             rest = after;
         }
     }
-    let path = PathBuf::from(OsString::from_vec(bytes));
+    let path = PathBuf::from(os_string(bytes)?);
     (encode(&path) == text).then_some(path)
 }
 
@@ -179,7 +179,7 @@ mod tests {
 
         #[test]
         fn every_path_has_one_text(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let path = PathBuf::from(OsString::from_vec(bytes));
+            let path = PathBuf::from(os_string(bytes)?);
             prop_assert_eq!(decode(&encode(&path)), Some(path));
         }
 

@@ -10,7 +10,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -25,9 +24,8 @@ use crate::{
         files::{COMPANIONS, JOURNAL_MAGIC, companion},
         wal_in_use,
     },
+    system::file_id::{FileId, Identity},
 };
-
-type Identity = (u64, u64);
 
 /// The WAL or journal in the same directory as a name of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,11 +52,8 @@ pub fn unite(
         .enumerate()
         .filter(|(_, source)| source.is_database())
     {
-        if let Ok(found) = fs::metadata(source.absolute(root)) {
-            groups
-                .entry((found.dev(), found.ino()))
-                .or_default()
-                .push(number);
+        if let Ok(found) = FileId::at(&source.absolute(root)) {
+            groups.entry(found.identity).or_default().push(number);
         }
     }
     let mut left_out = Vec::new();
@@ -73,8 +68,8 @@ pub fn unite(
         }
         let links = names
             .first()
-            .and_then(|name| fs::metadata(name).ok())
-            .map_or(1, |found| found.nlink());
+            .and_then(|name| FileId::at(name).ok())
+            .map_or(1, |found| found.names);
         let mut outside = 0;
         if links > 1 {
             let (others, kept) = names_below(root, identity);
@@ -107,14 +102,11 @@ pub fn unite(
 /// Returns the other names of a database below `.kg` that have a WAL or journal of their own. Each
 /// comes as messages show it, and as a path.
 pub fn others_with_wal(root: &Path, database: &Path) -> Vec<(String, PathBuf)> {
-    let Some(found) = fs::metadata(database)
-        .ok()
-        .filter(|found| found.nlink() > 1)
-    else {
+    let Some(found) = FileId::at(database).ok().filter(|found| found.names > 1) else {
         return Vec::new();
     };
     let own = beside(database);
-    let (others, _) = names_below(root, (found.dev(), found.ino()));
+    let (others, _) = names_below(root, found.identity);
     let differs = |other: &PathBuf| match (beside(other), own) {
         (Beside::Nothing, _) => false,
         (Beside::Left(other) | Beside::InUse(other), Beside::Left(own) | Beside::InUse(own)) => {
@@ -131,15 +123,12 @@ pub fn others_with_wal(root: &Path, database: &Path) -> Vec<(String, PathBuf)> {
 /// Returns how many names (hard links) a database has outside `.kg`, not counting `database`
 /// itself.
 pub fn links_outside(root: &Path, database: &Path) -> u64 {
-    let Some(found) = fs::metadata(database)
-        .ok()
-        .filter(|found| found.nlink() > 1)
-    else {
+    let Some(found) = FileId::at(database).ok().filter(|found| found.names > 1) else {
         return 0;
     };
-    let (known, kept) = names_below(root, (found.dev(), found.ino()));
+    let (known, kept) = names_below(root, found.identity);
     let others = known.iter().filter(|name| *name != database).count() as u64;
-    found.nlink().saturating_sub(others + kept + 1)
+    found.names.saturating_sub(others + kept + 1)
 }
 
 /// One database with several names.
@@ -282,10 +271,9 @@ fn shown(root: &Path, name: &Path) -> String {
 fn beside(name: &Path) -> Beside {
     let [wal, _, journal] = COMPANIONS.map(|suffix| companion(name, suffix));
     let identity = |path: &Path| {
-        fs::symlink_metadata(path)
-            .ok()
-            .filter(|found| found.is_file())
-            .map(|found| ((found.dev(), found.ino()), found.len()))
+        let found = fs::symlink_metadata(path).ok()?;
+        let id = FileId::of_link(path).ok()?;
+        found.is_file().then_some((id.identity, found.len()))
     };
     match (identity(&wal), identity(&journal)) {
         (Some((wal, _)), _) if wal_in_use::is_index_in_use(name) => Beside::InUse(wal),
@@ -314,9 +302,7 @@ fn names_below(root: &Path, identity: Identity) -> (Vec<PathBuf>, u64) {
             if kind.is_dir() {
                 directories.push((entry.path(), is_kept));
             } else if kind.is_file()
-                && entry
-                    .metadata()
-                    .is_ok_and(|found| (found.dev(), found.ino()) == identity)
+                && FileId::of_link(&entry.path()).is_ok_and(|found| found.identity == identity)
             {
                 if is_kept {
                     kept += 1

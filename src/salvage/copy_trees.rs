@@ -16,7 +16,6 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -37,6 +36,7 @@ use crate::{
         files::lock_page,
         format::btree::{exact, u16_at, u32_at},
     },
+    system::portable::FileExt,
     util::operation::CancelToken,
 };
 

@@ -5,7 +5,7 @@
 //! is the one that the texts use. A header of random bytes therefore loses only the settings that
 //! no other page holds.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, path::Path};
 
 use super::overlay::Overlay;
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
             record::{Class, class_of, serial_types, size_of},
         },
     },
+    system::portable::FileExt,
     util::{operation::CancelToken, regular_file},
 };
 

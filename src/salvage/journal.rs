@@ -10,7 +10,6 @@
 use std::{
     fs::File,
     io::ErrorKind,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -21,6 +20,7 @@ use crate::{
         files::{JOURNAL_MAGIC, companion, names_super_journal},
         format::btree::u32_at,
     },
+    system::portable::{FileExt, os_string},
     util::{operation::CancelToken, regular_file},
 };
 
@@ -166,7 +166,6 @@ fn checksum(nonce: u32, page: &[u8]) -> u32 {
 /// Reads the name of the super-journal. It precedes its length, its checksum and the magic number
 /// at the end of the file.
 fn super_journal(file: &File, length: u64) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStringExt;
     let mut bytes = [0; 4];
     file.read_exact_at(&mut bytes, length.checked_sub(16)?)
         .ok()?;
@@ -179,5 +178,5 @@ fn super_journal(file: &File, length: u64) -> Option<PathBuf> {
     ];
     file.read_exact_at(&mut name, length.checked_sub(16 + name_bytes)?)
         .ok()?;
-    Some(std::ffi::OsString::from_vec(name).into())
+    os_string(name).map(PathBuf::from)
 }

@@ -3,7 +3,7 @@
 //! As in SQLite, frames count up to the last commit. The log alone does not show whether it belongs
 //! to this database and its current state. [`super::open`] compares the two.
 
-use std::{io, os::unix::fs::FileExt, path::Path};
+use std::{io, path::Path};
 
 use super::overlay::Overlay;
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
             wal::{Frames, WAL_HEADER_BYTES, WalHeader},
         },
     },
+    system::portable::FileExt,
     util::{operation::CancelToken, regular_file},
 };
 

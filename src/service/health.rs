@@ -10,7 +10,6 @@ use std::{
 };
 
 use jiff::Timestamp;
-use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
 use self::{of_copies::of_copies, of_store::of_store};
@@ -35,6 +34,7 @@ use crate::{
         history::{History, Run},
     },
     store::{Backup, Store},
+    system::user,
     util::{age::age, operation::OperationContext, temp_dir::free_bytes},
     worker::client::WorkerMode,
 };
@@ -288,7 +288,7 @@ fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
     let issue = |code, message: String, remedy: &str| {
         Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
     };
-    if !exists.is_dir() || access(exists, AccessFlags::W_OK).is_err() {
+    if !exists.is_dir() || !user::may_write(exists) {
         let message = format!("Backups cannot be written to {}", dir.display());
         issues.push(issue(
             IssueCode::BackupDir,

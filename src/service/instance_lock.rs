@@ -2,23 +2,21 @@
 //! file names its holder.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{File, TryLockError},
     io::{self, Seek, Write},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::process::{Process, another_program};
 use crate::{
     error::{Code, Error, Result},
     project::Project,
-    system::holders,
+    system::{file_id::FileId, holders},
     util::{
         atomic_file,
         file_lock::{self, host_name},
@@ -100,14 +98,12 @@ impl Holder {
             Ok(process) => process,
         };
         process
-            .signal(Signal::TERM)
+            .ask_to_end()
             .map_err(|why| self.out_of_reach(&why))?;
         if self.wait_for_end(project, patience)? {
             return Ok(false);
         }
-        process
-            .signal(Signal::KILL)
-            .map_err(|why| self.out_of_reach(&why))?;
+        process.kill().map_err(|why| self.out_of_reach(&why))?;
         if self.wait_for_end(project, patience)? {
             Ok(true)
         } else {
@@ -121,9 +117,9 @@ impl Holder {
         let lock = open_lock(project)
             .ok()
             .flatten()
-            .and_then(|lock| lock.metadata().ok());
+            .and_then(|lock| FileId::of(&lock).ok());
         holders::with_own_name(
-            lock.as_ref(),
+            lock,
             self.pid,
             &format!("process {} on {}", self.pid, self.host.escape_default()),
         )
@@ -203,12 +199,12 @@ impl InstanceLock {
     /// removed, it needs no service.
     pub fn is_in(&self, state_dir: &Path) -> bool {
         let (Ok(here), Ok(there)) = (
-            self.file.metadata(),
-            fs::metadata(state_dir.join(LOCK_FILE)),
+            FileId::of(&self.file),
+            FileId::at(&state_dir.join(LOCK_FILE)),
         ) else {
             return false;
         };
-        (here.dev(), here.ino()) == (there.dev(), there.ino())
+        here.identity == there.identity
     }
 }
 

@@ -6,7 +6,7 @@
 //! module checks that the process is `kg` and that its user may run the service.
 
 #[cfg_attr(target_os = "linux", path = "process/linux.rs")]
-#[cfg_attr(target_os = "macos", path = "process/macos.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "process/unknown.rs")]
 mod os;
 
 pub use os::{Process, another_program};

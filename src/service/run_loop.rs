@@ -33,6 +33,7 @@ use crate::{
         status::{Status, status},
     },
     store,
+    system::file_id::FileId,
     util::operation::{CancelToken, OperationContext},
     worker::client::WorkerMode,
 };
@@ -416,7 +417,7 @@ pub fn now() -> i64 {
 pub type Mark = (SystemTime, u64, u64);
 
 pub fn mark(path: &Path) -> Option<Mark> {
-    use std::os::unix::fs::MetadataExt;
     let found = fs::metadata(path).ok()?;
-    Some((found.modified().ok()?, found.len(), found.ino()))
+    let (_, inode) = FileId::at(path).ok()?.identity;
+    Some((found.modified().ok()?, found.len(), inode))
 }

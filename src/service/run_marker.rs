@@ -8,7 +8,6 @@
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -22,6 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     project::Project,
     schedule::plan::Trigger,
+    system::file_id::FileId,
     util::{atomic_file, regular_file},
 };
 
@@ -136,7 +136,7 @@ fn killed_run(path: &Path) -> Option<Run> {
     let file = regular_file::open(path).ok()?;
     file.try_lock_shared().ok()?;
     // A run that has just ended has removed its marker.
-    if file.metadata().ok()?.nlink() == 0 {
+    if FileId::of(&file).ok()?.names == 0 {
         return None;
     }
     let text = regular_file::read(&file, MAX_BYTES).ok()?;

@@ -10,17 +10,15 @@
 
 use std::{fs::File, io, path::Path};
 
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, fcntl},
-    libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock},
-};
-
 use super::files::LOCK_BYTE;
 use crate::{
     error::{Error, Result},
-    util::file_lock::is_without_locks,
+    system::refusal::has_no_locks,
 };
+
+#[cfg_attr(unix, path = "database_lock/unix.rs")]
+#[cfg_attr(windows, path = "database_lock/windows.rs")]
+mod os;
 
 /// The pending byte, the reserved byte and 510 shared bytes, as offset and length.
 pub(super) const LOCK_BYTES: (u64, i64) = (LOCK_BYTE, 512);
@@ -35,24 +33,8 @@ pub(super) struct ForeignLock {
 
 /// Returns the first lock of another process in that range of a file. Returns an error on a file
 /// system without locks.
-pub(super) fn holder(file: &File, range: (u64, i64)) -> nix::Result<Option<ForeignLock>> {
-    let mut lock = exclusive(range);
-    fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
-    let is_held = lock.l_type != F_UNLCK as i16;
-    Ok(is_held.then(|| ForeignLock {
-        process: lock.l_pid.max(0),
-        is_shared: lock.l_type == F_RDLCK as i16,
-    }))
-}
-
-fn exclusive((start, length): (u64, i64)) -> flock {
-    flock {
-        l_type: F_WRLCK as i16,
-        l_whence: SEEK_SET as i16,
-        l_start: start as i64,
-        l_len: length,
-        l_pid: 0,
-    }
+pub(super) fn holder(file: &File, range: (u64, i64)) -> io::Result<Option<ForeignLock>> {
+    os::holder(file, range)
 }
 
 /// Keeps connections of other processes out of a database while this value exists.
@@ -65,8 +47,8 @@ pub struct Claim(#[expect(dead_code, reason = "closing it is what ends the claim
 pub fn holder_of_database(file: &File, path: &Path) -> Result<Option<i32>> {
     match holder(file, LOCK_BYTES) {
         Ok(held) => Ok(held.map(|held| held.process)),
-        Err(cause) if is_without_locks(&cause.into()) => Ok(None),
-        Err(cause) => Err(Error::io("look for locks of", path, io::Error::from(cause))),
+        Err(cause) if has_no_locks(&cause) => Ok(None),
+        Err(cause) => Err(Error::io("look for locks of", path, cause)),
     }
 }
 
@@ -74,13 +56,13 @@ pub fn holder_of_database(file: &File, path: &Path) -> Result<Option<i32>> {
 /// process that has it open, or 0 if the system does not name it. On a file system without locks,
 /// the claim succeeds but does not keep other connections out.
 pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>> {
-    let failed = |cause: Errno| Error::io("lock", path, io::Error::from(cause));
-    match fcntl(&file, FcntlArg::F_SETLK(&exclusive(LOCK_BYTES))) {
-        Ok(_) => Ok(Ok(Claim(file))),
-        Err(cause) if is_without_locks(&cause.into()) => Ok(Ok(Claim(file))),
-        Err(Errno::EAGAIN | Errno::EACCES) => Ok(Err(holder(&file, LOCK_BYTES)
+    let failed = |cause| Error::io("lock", path, cause);
+    match os::try_lock(&file, LOCK_BYTES) {
+        Ok(true) => Ok(Ok(Claim(file))),
+        Ok(false) => Ok(Err(holder(&file, LOCK_BYTES)
             .map_err(failed)?
             .map_or(0, |held| held.process))),
+        Err(cause) if has_no_locks(&cause) => Ok(Ok(Claim(file))),
         Err(cause) => Err(failed(cause)),
     }
 }

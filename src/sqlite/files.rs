@@ -3,11 +3,13 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    system::file_id::FileId,
+};
 
 /// The first bytes of every database (<https://sqlite.org/fileformat2.html#the_database_header>).
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -65,7 +67,7 @@ pub fn assert_regular(database: &Path) -> Result<()> {
 /// Returns whether one of the [`COMPANIONS`] of the database, to which SQLite writes, has other
 /// names (hard links).
 pub fn has_shared_companion(database: &Path) -> bool {
-    let is_shared = |path: PathBuf| fs::metadata(path).is_ok_and(|found| found.nlink() > 1);
+    let is_shared = |path: PathBuf| FileId::at(&path).is_ok_and(|found| found.names > 1);
     COMPANIONS
         .iter()
         .map(|suffix| companion(database, suffix))

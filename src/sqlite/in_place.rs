@@ -16,15 +16,10 @@
 
 use std::{
     fs::{self, Metadata},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use nix::{
-    fcntl::AtFlags,
-    unistd::{AccessFlags, faccessat, getegid, geteuid},
-};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
@@ -40,6 +35,7 @@ use crate::{
         header::Header,
         wal::{Validity, WAL_HEADER_BYTES, WAL_MAGIC, WalHeader, frame_offset},
     },
+    system::{portable::MetadataExt, user},
     util::regular_file,
 };
 
@@ -174,21 +170,12 @@ fn creates_as_its_host(path: &Path, found: &Metadata) -> bool {
     let group = if of_dir.mode() & SET_GROUP != 0 {
         of_dir.gid()
     } else {
-        getegid().as_raw()
+        user::group()
     };
-    let writes = |path: &Path| {
-        faccessat(
-            nix::fcntl::AT_FDCWD,
-            path,
-            AccessFlags::W_OK,
-            AtFlags::AT_EACCESS,
-        )
-        .is_ok()
-    };
-    found.uid() == geteuid().as_raw()
+    found.uid() == user::current()
         && found.gid() == group
-        && writes(path)
-        && writes(dir)
+        && user::may_write_effectively(path)
+        && user::may_write_effectively(dir)
         && !is_open(path)
 }
 

@@ -18,16 +18,18 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::fs::FileExt,
     sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::util::{
-    content_hash::{ContentHash, ContentHasher, HASH_BYTES, content_hash},
-    hex::hex,
+use crate::{
+    system::portable::FileExt,
+    util::{
+        content_hash::{ContentHash, ContentHasher, HASH_BYTES, content_hash},
+        hex::hex,
+    },
 };
 
 const DIGEST_BYTES: usize = 32;

@@ -5,19 +5,18 @@
 //! unchanged.
 
 use std::{
-    ffi::OsString,
     fs::{self, File},
     io,
-    os::unix::{
-        ffi::OsStringExt,
-        fs::{FileExt, MetadataExt, OpenOptionsExt},
-    },
     path::{Path, PathBuf},
 };
 
 use crate::{
     error::{Code, Error, Result},
     sqlite::files::{companion, names_super_journal},
+    system::{
+        file_id::FileId,
+        portable::{FileExt, MetadataExt, OpenOptionsExt, os_string},
+    },
     util::{dir_handle, temp_dir::PrivateDir},
 };
 
@@ -135,10 +134,8 @@ fn super_journal(journal: &File) -> io::Result<Option<(PathBuf, u64)>> {
     };
     let mut name = vec![0; length as usize];
     journal.read_exact_at(&mut name, begins)?;
-    Ok(Some((
-        OsString::from_vec(name).into(),
-        begins.saturating_sub(BEFORE_NAME),
-    )))
+    let name = os_string(name).map(PathBuf::from);
+    Ok(name.map(|name| (name, begins.saturating_sub(BEFORE_NAME))))
 }
 
 /// Copies a WAL or journal, if there is one. The last process that has the database open deletes the
@@ -177,7 +174,8 @@ type Fingerprint = io::Result<(u64, u64, i64, i64)>;
 pub fn fingerprints(path: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
     let of = |path: &Path| -> Fingerprint {
         let found = fs::metadata(path)?;
-        Ok((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+        let (_, inode) = FileId::at(path)?.identity;
+        Ok((inode, found.len(), found.mtime(), found.mtime_nsec()))
     };
     ["", TRAVELLING[0], TRAVELLING[1]]
         .iter()

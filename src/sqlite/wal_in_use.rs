@@ -25,12 +25,8 @@
 use std::{
     collections::{BTreeSet, HashSet},
     ffi::OsString,
-    fs::{self, File, Metadata},
+    fs::{self, File},
     io::{self, Read},
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{FileExt, MetadataExt},
-    },
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -48,7 +44,11 @@ use crate::{
         header::Header,
         wal::{WAL_HEADER_BYTES, WalHeader, frame_offset},
     },
-    system::holders,
+    system::{
+        file_id::{FileId, Identity},
+        holders,
+        portable::{FileExt, OsStrExt},
+    },
     util::regular_file,
 };
 
@@ -191,9 +191,9 @@ fn by_locks(database: &Path, suspected: &[i32]) -> Vec<Elsewhere> {
 }
 
 fn is_still_at(path: &Path, file: Option<&File>) -> bool {
-    let identity = |found: Metadata| (found.dev(), found.ino());
-    let now = fs::metadata(path).ok().map(identity);
-    now == file.and_then(|file| file.metadata().ok()).map(identity)
+    let identity = |found: FileId| found.identity;
+    let now = FileId::at(path).ok().map(identity);
+    now == file.and_then(|file| FileId::of(file).ok()).map(identity)
 }
 
 fn judge_locks(
@@ -259,12 +259,12 @@ fn holder(file: &File, range: (u64, i64)) -> Option<ForeignLock> {
 /// lock table, and those of suspected processes.
 fn holders(file: &File, range: (u64, i64), suspected: &[i32]) -> Vec<ForeignLock> {
     let mut found = Vec::from_iter(holder(file, range));
-    let Ok(of) = file.metadata() else {
+    let Ok(id) = FileId::of(file) else {
         return found;
     };
-    for lock in holders::locks(&of, suspected) {
+    for lock in holders::locks(id, suspected) {
         let is_it =
-            || lock.is_on(&of) || open_files(lock.process).is_some_and(|open| open.contains(file));
+            || lock.is_on(id) || open_files(lock.process).is_some_and(|open| open.contains(file));
         let is_new = found.iter().all(|known| known.process != lock.process);
         if is_new && lock.process > 0 && lock.meets(range.0, range.1.unsigned_abs()) && is_it() {
             found.push(ForeignLock {
@@ -279,15 +279,14 @@ fn holders(file: &File, range: (u64, i64), suspected: &[i32]) -> Vec<ForeignLock
 /// The files that a process has open.
 #[derive(Default)]
 struct OpenFiles {
-    files: HashSet<(u64, u64)>,
+    files: HashSet<Identity>,
     /// The process has the index of some WAL open, possibly a deleted one.
     has_index: bool,
 }
 
 impl OpenFiles {
     fn contains(&self, file: &File) -> bool {
-        file.metadata()
-            .is_ok_and(|found| self.files.contains(&(found.dev(), found.ino())))
+        FileId::of(file).is_ok_and(|found| self.files.contains(&found.identity))
     }
 }
 
@@ -299,10 +298,10 @@ fn open_files(process: i32) -> Option<OpenFiles> {
         let Some(to) = fs::read_link(&path).ok().filter(|to| to.is_absolute()) else {
             continue;
         };
-        let Ok(found) = fs::metadata(&path) else {
+        let Ok(found) = FileId::at(&path) else {
             continue;
         };
-        open.files.insert((found.dev(), found.ino()));
+        open.files.insert(found.identity);
         let name = to.as_os_str().as_bytes();
         let name = name.strip_suffix(DELETED).unwrap_or(name);
         open.has_index |= name.ends_with(COMPANIONS[1].as_bytes());

@@ -6,12 +6,14 @@
 use std::{
     fs::File,
     io::{self, ErrorKind},
-    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use super::format::wal::{WAL_HEADER_BYTES, WalHeader};
-use crate::util::regular_file;
+use crate::{
+    system::{file_id::FileId, portable::FileExt},
+    util::regular_file,
+};
 
 /// How often a WAL that changes meanwhile is read.
 const ATTEMPTS: u32 = 3;
@@ -66,8 +68,8 @@ impl WalStart {
     /// Returns whether the file still has this name and this header.
     fn is_unchanged(&self) -> bool {
         let is_same_file = || -> io::Result<bool> {
-            let (named, open) = (std::fs::metadata(&self.path)?, self.file.metadata()?);
-            Ok((named.dev(), named.ino()) == (open.dev(), open.ino()) && open.len() > 0)
+            let (named, open) = (FileId::at(&self.path)?, FileId::of(&self.file)?);
+            Ok(named.identity == open.identity && self.file.metadata()?.len() > 0)
         };
         is_same_file().unwrap_or(false)
             && header_of(&self.file).is_ok_and(|header| header == self.header)

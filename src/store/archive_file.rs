@@ -9,15 +9,13 @@ use std::{
     fs::File,
     io::{self, Write},
     ops::Range,
-    os::unix::fs::FileExt,
     sync::Arc,
 };
 
 use super::write_behind::WriteBehind;
 use crate::{
     archive::{block_writer::Sink, reuse::ReusedBlock},
-    system::file_system,
-    util::unsupported,
+    system::{file_system, portable::FileExt, refusal},
 };
 
 /// The usual extent boundary of both file systems. If a file system was created with another one,
@@ -50,7 +48,7 @@ impl ArchiveFile {
         let synced = file.clone();
         let behind = WriteBehind::new(Box::new(move || match synced.sync_data() {
             // The sync at the end reports it.
-            Err(cause) if unsupported::cannot_sync(&cause) => Ok(()),
+            Err(cause) if refusal::has_no_sync(&cause) => Ok(()),
             written => written,
         }) as Sync);
         ArchiveFile {

@@ -6,21 +6,17 @@
 
 use std::{
     fs::{File, TryLockError},
-    io::{Seek, Write},
+    io::{self, Seek, Write},
     path::Path,
     time::Duration,
 };
 
 use jiff::Timestamp;
-use nix::{
-    errno::Errno,
-    unistd::{AccessFlags, access},
-};
 
 use super::{lease::Lease, names::LOCK_FILE};
 use crate::{
     error::{Code, Error, Result},
-    system::holders,
+    system::{file_id::FileId, holders, user},
     util::{
         atomic_file,
         file_lock::{self, host_name},
@@ -117,10 +113,10 @@ impl FileLock {
 /// take the lock.
 pub fn refusal(dir: &Path) -> Option<Error> {
     let path = dir.join(LOCK_FILE);
-    let refused = access(&path, AccessFlags::R_OK | AccessFlags::W_OK)
+    let refused = user::may_change(&path)
         .err()
-        .filter(|cause| *cause != Errno::ENOENT)?;
-    Some(Error::io("lock", &path, refused.into()))
+        .filter(|cause| cause.kind() != io::ErrorKind::NotFound)?;
+    Some(Error::io("lock", &path, refused))
 }
 
 /// Returns whether a process writes to the store at `dir`, as far as can be determined.
@@ -146,7 +142,7 @@ fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
     } else {
         holder
     };
-    let holder = holders::with_own_name(file.metadata().ok().as_ref(), own, said);
+    let holder = holders::with_own_name(FileId::of(file).ok(), own, said);
     Error::locked(
         Code::StoreLocked,
         format!(

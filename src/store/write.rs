@@ -3,9 +3,6 @@
 
 use std::{collections::HashSet, fs, path::Path};
 
-use jiff::Timestamp;
-use nix::unistd::geteuid;
-
 use super::{
     Backup, Store, StoreLock,
     catalog::{Listing, assert_none_unread_after},
@@ -24,12 +21,14 @@ use crate::{
     objects::Version,
     place::{Archive, FileState, Place},
     sqlite::raw_copy,
+    system::user,
     util::{
         atomic_file::{self, PARTIAL_PREFIX},
         operation::CancelToken,
         temp_dir::{self, PrivateDir, Scratch},
     },
 };
+use jiff::Timestamp;
 
 /// A backup that is being written. Dropping it removes its files.
 pub struct NewBackup<'a> {
@@ -147,7 +146,7 @@ impl Store {
         match (Scratch::new(&parent, PRIVATE_PREFIX), in_store) {
             // A container may lack the temporary directory. Root does not fall back, because
             // another user could redirect its writes.
-            (Err(_), Some(dir)) if !geteuid().is_root() => {
+            (Err(_), Some(dir)) if !user::is_root() => {
                 raw_copy::scratch_dir(dir).map(ScratchDir::InStore)
             }
             (room, _) => room.map(ScratchDir::SystemTemp).map_err(|error| Error {

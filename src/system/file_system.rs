@@ -7,7 +7,11 @@ use std::{fs::File, io, path::Path};
 
 #[cfg_attr(target_os = "linux", path = "file_system/linux.rs")]
 #[cfg_attr(target_os = "macos", path = "file_system/macos.rs")]
+#[cfg_attr(windows, path = "file_system/windows.rs")]
 mod os;
+#[cfg(unix)]
+#[path = "file_system/unix.rs"]
+mod unix;
 
 /// The space of a file system.
 #[derive(Debug, Clone, Copy)]
@@ -19,11 +23,7 @@ pub struct Space {
 
 /// Returns the space of the file system of `path`.
 pub fn space(path: &Path) -> io::Result<Space> {
-    let found = rustix::fs::statvfs(path)?;
-    Ok(Space {
-        free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
-        total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
-    })
+    os::space(path)
 }
 
 /// Returns the name of the network file system of `path`. `None` if it is not known to be one.

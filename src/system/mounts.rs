@@ -6,6 +6,7 @@ use crate::system::paths;
 
 #[cfg_attr(target_os = "linux", path = "mounts/linux.rs")]
 #[cfg_attr(target_os = "macos", path = "mounts/macos.rs")]
+#[cfg_attr(windows, path = "mounts/windows.rs")]
 mod os;
 
 /// Returns the mount point and the file-system type for `path`, or `None` if the system does not

@@ -2,11 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
-use nix::unistd::geteuid;
+use crate::system::{portable::MetadataExt, user};
 
 /// The directory of a project's state, below its root.
 pub const STATE_DIR: &str = ".kg";
@@ -62,7 +61,7 @@ pub fn normalize(path: &Path) -> PathBuf {
 /// Returns why other users can replace this file or directory, if they can. They can if they own a
 /// directory on the path to it, or may rename entries there. The path to a link to it counts too.
 pub fn replaceable(path: &Path) -> Option<String> {
-    let me = geteuid().as_raw();
+    let me = user::current();
     let named = std::path::absolute(path).ok()?;
     let resolved = resolve(&named);
     resolved

@@ -3,20 +3,21 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io::{self, BufWriter, Write},
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use nix::{fcntl::OFlag, libc};
-
 use crate::{
     error::{Code, Error, Result},
-    system::paths::STATE_DIR,
+    system::{
+        paths::STATE_DIR,
+        portable::{MetadataExt, set_mode},
+        refusal,
+    },
     util::{
-        dir_handle::{DirHandle, EntryHandle},
+        dir_handle::{Access, DirHandle, EntryHandle},
         hex::hex,
         ownership,
         unsupported::{self, Unsupported},
@@ -76,8 +77,9 @@ impl TempFile {
     }
 
     fn make(dir: &DirHandle, mode: u32) -> io::Result<Self> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
-        let (place, file) = with_free_name(dir, PARTIAL_PREFIX, |place| place.open(flags, mode))?;
+        let (place, file) = with_free_name(dir, PARTIAL_PREFIX, |place| {
+            place.create_new(Access::ReadWrite, mode)
+        })?;
         Ok(TempFile {
             file,
             place,
@@ -92,7 +94,7 @@ impl TempFile {
     /// Sets the permissions regardless of the umask. A file system without permissions causes a
     /// warning of the run.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
-        let set = self.file.set_permissions(Permissions::from_mode(mode));
+        let set = set_mode(&self.file, mode);
         unsupported::attributes(set, &self.place.path())
             .map_err(|cause| Error::io("write", &self.place.path(), cause))
     }
@@ -146,17 +148,17 @@ pub fn with_free_name<T>(
 
 /// Opens a file for locking and creates it if it does not exist.
 pub fn open_lock(path: &Path) -> Result<File> {
-    open_to_write(path, OFlag::O_RDWR)
+    open_to_write(path, Access::ReadWrite)
 }
 
 /// Opens a file for appending and creates it if it does not exist.
 pub fn open_log(path: &Path) -> Result<File> {
-    open_to_write(path, OFlag::O_WRONLY | OFlag::O_APPEND)
+    open_to_write(path, Access::Append)
 }
 
-fn open_to_write(path: &Path, flags: OFlag) -> Result<File> {
+fn open_to_write(path: &Path, access: Access) -> Result<File> {
     let place = around(path, "open")?;
-    let file = place.open_to_write(flags)?;
+    let file = place.open_to_write(access)?;
     ownership::settle(&place);
     Ok(file)
 }
@@ -180,7 +182,7 @@ pub fn persist_noclobber(from: &Path, to: &Path) -> Result<()> {
 
 /// Copies a file to another file system and removes the original.
 fn copy_new(from: &EntryHandle, to: &EntryHandle) -> io::Result<()> {
-    let mut source = from.open(OFlag::O_RDONLY, 0)?;
+    let mut source = from.open(Access::Read)?;
     let found = source.metadata()?;
     let mut copy = TempFile::make(to.dir(), 0o600)?;
     io::copy(&mut source, &mut copy)?;
@@ -208,7 +210,7 @@ fn move_new(
         Err(cause) if is_for_lack_of_means(&cause) => {}
         outcome => return outcome,
     }
-    to.open(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600)?;
+    to.create_new(Access::Write, 0o600)?;
     from.rename(to).inspect_err(|_| drop(to.remove_file()))
 }
 
@@ -288,13 +290,7 @@ pub fn replace_symlink(target: &Path, link: &Path) -> Result<()> {
     let dir = DirHandle::open(parent(link)).map_err(failed)?;
     let made = with_free_name(&dir, PARTIAL_PREFIX, |place| place.make_link(target));
     let (new, ()) = match made {
-        // FAT, and some network mounts.
-        Err(cause)
-            if matches!(
-                cause.raw_os_error(),
-                Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)
-            ) =>
-        {
+        Err(cause) if refusal::has_no_links(&cause) => {
             unsupported::note(Unsupported::Link, link, &cause);
             return Ok(());
         }

@@ -1,34 +1,23 @@
 //! Access to files below a directory without following symbolic links.
 //!
-//! A path is walked one name at a time. Each name is opened below the one before it (openat(2)) and
-//! refused if it is a link. Therefore no link in a project, added before or during a restore, can
-//! lead the restore out of the project.
+//! A path is walked one name at a time. Each name is opened below the one before it and refused if
+//! it is a link. Therefore no link in a project, added before or during a restore, can lead the
+//! restore out of the project.
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, File, Permissions},
+    fs::File,
     io::{self, Read},
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::fs::PermissionsExt,
-    },
-    path::{Component, Path, PathBuf},
-    sync::{Arc, OnceLock},
+    path::{Path, PathBuf},
+    sync::Arc,
 };
-
-use nix::{
-    errno::Errno,
-    fcntl::{AtFlags, OFlag, openat, readlinkat, renameat},
-    sys::{
-        stat::{Mode, UtimensatFlags, fstat, fstatat, mkdirat, utimensat},
-        time::TimeSpec,
-    },
-    unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, linkat, symlinkat, unlinkat},
-};
-use rustix::fs::{RenameFlags, renameat_with};
 
 use crate::{
     error::{Code, Error, Result},
+    system::{
+        portable::{is_link, set_mode},
+        user,
+    },
     util::{
         entry_stat::{EntryStat, EntryType},
         regular_file,
@@ -36,23 +25,18 @@ use crate::{
     },
 };
 
-/// An open directory. Clones share its descriptor.
+#[cfg_attr(unix, path = "dir_handle/unix.rs")]
+#[cfg_attr(windows, path = "dir_handle/windows.rs")]
+mod os;
+
+pub use os::held_path;
+
+/// An open directory. Clones share its handle.
 #[derive(Debug, Clone)]
 pub struct DirHandle {
-    fd: Arc<OwnedFd>,
+    dir: Arc<os::Dir>,
     path: PathBuf,
 }
-
-const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
-
-/// Directories on the path need not be readable.
-#[cfg(target_os = "linux")]
-const ON_THE_WAY: OFlag = DIRECTORY.union(OFlag::O_PATH);
-#[cfg(not(target_os = "linux"))]
-const ON_THE_WAY: OFlag = DIRECTORY;
-
-/// The error if an entry is not the expected directory or link.
-const NO_LINK: Errno = Errno::ENOTDIR;
 
 /// The number of links that Linux follows on one path (path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -65,107 +49,25 @@ impl DirHandle {
     /// Such a link therefore cannot redirect writes to a place where its owner may not write.
     /// `KG_UNSAFE_FILE`, inside the I/O error, if the target belongs to anyone else.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(DirHandle::reach(path)?.readable()?)
-    }
-
-    /// Reopens the directory so that it can be read and synced.
-    fn readable(&self) -> nix::Result<Self> {
-        Ok(DirHandle {
-            fd: openat(&self.fd, ".", DIRECTORY, Mode::empty())?.into(),
-            path: self.path.clone(),
-        })
+        DirHandle::reach(path)?.readable()
     }
 
     /// Works like [`DirHandle::open`], for a directory that need not be readable. Only names in it
     /// can be accessed.
     fn reach(path: &Path) -> io::Result<Self> {
-        let mut waiting: Vec<OsString> = Vec::new();
-        let mut way = DirHandle {
-            fd: open("/".as_ref(), ON_THE_WAY)?.into(),
-            path: "/".into(),
-        };
-        let mut links = Vec::new();
-        way.queue(&std::path::absolute(path)?, &mut waiting)?;
-        while let Some(name) = waiting.pop() {
-            match openat(
-                &way.fd,
-                name.as_os_str(),
-                ON_THE_WAY | OFlag::O_NOFOLLOW,
-                Mode::empty(),
-            ) {
-                Ok(fd) if name == ".." => {
-                    way.fd = fd.into();
-                    way.path.pop();
-                }
-                Ok(fd) => {
-                    way = DirHandle {
-                        fd: fd.into(),
-                        path: way.path.join(name),
-                    }
-                }
-                Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                    let (target, owner) = way.link_at(&name)?;
-                    if links.len() == MOST_LINKS {
-                        return Err(Errno::ELOOP.into());
-                    }
-                    links.push((way.path.join(name), owner));
-                    way.queue(&target, &mut waiting)?;
-                }
-                Err(cause) => return Err(cause.into()),
-            }
-        }
-        let owner = fstat(&way.fd)?.st_uid;
-        match links
-            .into_iter()
-            .find(|(_, of)| *of != owner && !is_ours(*of))
-        {
-            Some((link, of)) => Err(io::Error::other(foreign(&link, of, &way.path, owner))),
-            None => Ok(way),
-        }
+        let (dir, path) = os::reach(path)?;
+        Ok(DirHandle {
+            dir: dir.into(),
+            path,
+        })
     }
 
-    /// Adds the names of a path to `waiting`, the first name last. An absolute path restarts at the
-    /// root.
-    fn queue(&mut self, path: &Path, waiting: &mut Vec<OsString>) -> io::Result<()> {
-        if path.is_absolute() {
-            *self = DirHandle {
-                fd: open("/".as_ref(), ON_THE_WAY)?.into(),
-                path: "/".into(),
-            };
-        }
-        let names = path
-            .components()
-            .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
-        waiting.extend(names.rev().map(|part| part.as_os_str().to_os_string()));
-        Ok(())
-    }
-
-    /// Returns the target and the owner of the link of that name. Both are of the same link, even
-    /// if the name is reused meanwhile.
-    #[cfg(target_os = "linux")]
-    fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
-        let link = openat(
-            &self.fd,
-            name,
-            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        match readlinkat(&link, "") {
-            // The entry is not a link.
-            Err(Errno::ENOENT | Errno::EINVAL) => Err(NO_LINK.into()),
-            target => Ok((target?.into(), fstat(&link)?.st_uid)),
-        }
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
-        match readlinkat(&self.fd, name) {
-            Err(Errno::EINVAL) => Err(NO_LINK.into()),
-            target => Ok((
-                target?.into(),
-                fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_uid,
-            )),
-        }
+    /// Reopens the directory so that it can be read and synced.
+    fn readable(&self) -> io::Result<Self> {
+        Ok(DirHandle {
+            dir: os::readable(&self.dir)?.into(),
+            path: self.path.clone(),
+        })
     }
 
     /// Works like [`DirHandle::open`], for the directory that contains `path`, and returns the
@@ -181,7 +83,7 @@ impl DirHandle {
         };
         let dir = DirHandle::reach(parent)?;
         match dir.readable() {
-            Err(Errno::EACCES) => Ok(dir.name(name)),
+            Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => Ok(dir.name(name)),
             readable => Ok(readable?.name(name)),
         }
     }
@@ -210,16 +112,16 @@ impl DirHandle {
         let mut dir = self.clone();
         for name in names {
             let path = dir.path.join(name);
-            match openat(&dir.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
-                Ok(fd) => {
+            match os::enter(&dir.dir, name) {
+                Ok(entered) => {
                     dir = DirHandle {
-                        fd: fd.into(),
+                        dir: entered.into(),
                         path,
                     }
                 }
-                Err(Errno::ENOENT) => return Ok(None),
-                Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(not_a_directory(&path)),
-                Err(cause) => return Err(Error::io("open", &path, cause.into())),
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(cause) if os::is_no_directory(&cause) => return Err(not_a_directory(&path)),
+                Err(cause) => return Err(Error::io("open", &path, cause)),
             }
         }
         Ok(Some(dir.name(name)))
@@ -228,18 +130,19 @@ impl DirHandle {
     /// Returns a path to exactly this directory, even if its name was reused. Valid in this process
     /// only.
     pub fn held_path(&self) -> PathBuf {
-        held_path(&self.fd, &self.path)
+        held_path(&*self.dir, &self.path)
     }
 
     /// Makes changes in the directory durable.
     pub fn sync(&self) -> Result<()> {
-        unsupported::sync(&self.as_file()?, &self.path)
+        os::to_sync(&self.dir)
+            .and_then(|dir| unsupported::sync(&dir, &self.path))
             .map_err(|cause| Error::io("sync", &self.path, cause))
     }
 
     /// Returns the open directory as a file.
     pub fn as_file(&self) -> Result<File> {
-        let file = self.fd.try_clone();
+        let file = self.dir.try_clone();
         file.map(File::from)
             .map_err(|cause| Error::io("open", &self.path, cause))
     }
@@ -255,8 +158,7 @@ impl DirHandle {
     }
 
     fn stat(&self) -> Result<EntryStat> {
-        let found = fstat(&self.fd).map(EntryStat::from);
-        found.map_err(|cause| Error::io("look at", &self.path, cause.into()))
+        os::stat(&self.dir).map_err(|cause| Error::io("look at", &self.path, cause))
     }
 }
 
@@ -271,11 +173,11 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
         }
         let place = DirHandle::around(&path)?;
         path = match place.read_link() {
-            Err(cause) if cause.raw_os_error() == Some(NO_LINK as i32) => return Ok(place.path()),
+            Err(cause) if os::is_no_link(&cause) => return Ok(place.path()),
             target => place.dir.path.join(target?),
         };
     }
-    Err(Errno::ELOOP.into())
+    Err(os::too_many_links())
 }
 
 /// Works like [`resolve`], but returns the path unchanged if it is missing or inaccessible.
@@ -291,34 +193,7 @@ pub fn resolve_if_there(path: PathBuf) -> Result<PathBuf> {
 
 /// Opens the regular file at `path` for reading. Fails if the last name is a link.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    regular_file::only(DirHandle::around(path)?.open(OFlag::O_RDONLY, 0)?)
-}
-
-/// Returns whether links of this user are trusted.
-fn is_ours(user: u32) -> bool {
-    [0, geteuid().as_raw()].contains(&user) || is_unmapped(user)
-}
-
-/// Returns whether this user id stands for all users that the container does not map. The root user
-/// of the host is one of them, and owns the links of the system.
-fn is_unmapped(user: u32) -> bool {
-    static STANDS_FOR_OTHERS: OnceLock<Option<u32>> = OnceLock::new();
-    let of_system = || {
-        const ALL: &str = "0 0 4294967295";
-        let read = |name: &str| fs::read_to_string(name).ok();
-        let map = read("/proc/self/uid_map")?;
-        let has_all = map.split_whitespace().eq(ALL.split(' '));
-        read("/proc/sys/kernel/overflowuid")?
-            .trim()
-            .parse()
-            .ok()
-            .filter(|_| !has_all)
-    };
-    *STANDS_FOR_OTHERS.get_or_init(of_system) == Some(user)
-}
-
-fn open(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
-    Ok(nix::fcntl::open(path, flags, Mode::empty())?)
+    regular_file::only(DirHandle::around(path)?.open(Access::Read)?)
 }
 
 fn foreign(link: &Path, of: u32, dir: &Path, owner: u32) -> Error {
@@ -329,7 +204,7 @@ fn foreign(link: &Path, of: u32, dir: &Path, owner: u32) -> Error {
     );
     let remedy = format!(
         "If the link is intended, make it yours (`chown -h {} {}`); nothing was changed there",
-        geteuid(),
+        user::current(),
         link.display()
     );
     Error::new(Code::UnsafeFile, message, remedy)
@@ -358,6 +233,24 @@ pub struct EntryHandle {
     name: OsString,
     /// The path for warnings, if it differs from the actual path.
     known_as: Option<PathBuf>,
+}
+
+/// Whether a file is created.
+#[derive(Debug, Clone, Copy)]
+enum Create {
+    No,
+    IfMissing,
+    New { mode: u32 },
+}
+
+/// What a file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+    ReadWrite,
+    /// Every write goes to the end of the file.
+    Append,
 }
 
 impl EntryHandle {
@@ -399,10 +292,11 @@ impl EntryHandle {
     }
 
     pub fn stat(&self) -> Result<Option<EntryStat>> {
-        match fstatat(&self.dir.fd, self.name(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found) => Ok(Some(found.into())),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(cause) => Err(self.failed("look at", cause)),
+        match os::stat_at(&self.dir.dir, self.name(), false) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            found => found
+                .map(Some)
+                .map_err(|cause| Error::io("look at", &self.path(), cause)),
         }
     }
 
@@ -410,38 +304,48 @@ impl EntryHandle {
         Ok(self.stat()?.map(|found| found.entry_type))
     }
 
-    /// Returns the target of the link, if it is trusted: see [`DirHandle::open`]. `ENOTDIR` if the
-    /// entry is not a link.
+    /// Returns the target of the link, if it is trusted: see [`DirHandle::open`]. Another entry is
+    /// an error.
     pub fn read_link(&self) -> io::Result<PathBuf> {
-        let (target, owner) = self.dir.link_at(&self.name)?;
-        if !is_ours(owner) {
-            let found = fstatat(&self.dir.fd, self.name(), AtFlags::empty())?;
-            if found.st_uid != owner {
+        let (target, owner) = os::link_at(&self.dir.dir, &self.dir.path, self.name())?;
+        if !os::is_trusted(owner) {
+            let found = os::stat_at(&self.dir.dir, self.name(), true)?;
+            if found.user != owner {
                 let leads_to = self.dir.path.join(&target);
                 return Err(io::Error::other(foreign(
                     &self.path(),
                     owner,
                     &leads_to,
-                    found.st_uid,
+                    found.user,
                 )));
             }
         }
         Ok(target)
     }
 
-    /// Opens a file; fails for a link.
-    pub fn open(&self, flags: OFlag, mode: u32) -> io::Result<File> {
-        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        Ok(openat(&self.dir.fd, self.name(), flags, mode_of(mode))?.into())
+    /// Opens an existing file; fails for a link.
+    pub fn open(&self, access: Access) -> io::Result<File> {
+        os::open_at(&self.dir.dir, self.name(), access, Create::No)
     }
 
-    /// Opens a file for writing with these flags and creates it if it does not exist.
+    /// Creates a file with these permissions, less those of the umask.
+    pub fn create_new(&self, access: Access, mode: u32) -> io::Result<File> {
+        os::open_at(&self.dir.dir, self.name(), access, Create::New { mode })
+    }
+
+    /// Opens or creates a file with the flags of open(2); fails for a link.
+    #[cfg(unix)]
+    pub fn open_with(&self, flags: nix::fcntl::OFlag, mode: u32) -> io::Result<File> {
+        os::open_with(&self.dir.dir, self.name(), flags, mode)
+    }
+
+    /// Opens a file for writing and creates it if it does not exist.
     /// `KG_UNSAFE_FILE` if the entry is not a regular file or has other names. Otherwise any user
     /// who may write to the directory could have another file overwritten.
-    pub fn open_to_write(&self, flags: OFlag) -> Result<File> {
+    pub fn open_to_write(&self, access: Access) -> Result<File> {
         let path = self.path();
-        let file = match self.open(flags | OFlag::O_CREAT, 0o666) {
-            Err(cause) if cause.raw_os_error() == Some(Errno::ELOOP as i32) => {
+        let file = match os::open_at(&self.dir.dir, self.name(), access, Create::IfMissing) {
+            Err(cause) if is_link(&cause) => {
                 return Err(regular_file::unsafe_file(&path, "it is a symbolic link"));
             }
             opened => opened.map_err(|cause| Error::io("open", &path, cause))?,
@@ -459,27 +363,21 @@ impl EntryHandle {
 
     /// Opens a directory; fails for a link.
     pub fn enter(&self) -> io::Result<DirHandle> {
-        let fd = openat(
-            &self.dir.fd,
-            self.name(),
-            DIRECTORY | OFlag::O_NOFOLLOW,
-            Mode::empty(),
-        )?;
         Ok(DirHandle {
-            fd: fd.into(),
+            dir: os::enter(&self.dir.dir, self.name())?.into(),
             path: self.path(),
         })
     }
 
     /// Creates a new file that only this user may read.
     pub fn create(&self) -> Result<File> {
-        let created = self.open(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600);
+        let created = self.create_new(Access::Write, 0o600);
         created.map_err(|cause| Error::io("write", &self.path(), cause))
     }
 
     pub fn starts_with(&self, magic: &[u8]) -> bool {
         let mut start = vec![0; magic.len()];
-        self.open(OFlag::O_RDONLY, 0)
+        self.open(Access::Read)
             .and_then(|mut file| file.read_exact(&mut start))
             .is_ok()
             && start == magic
@@ -488,35 +386,13 @@ impl EntryHandle {
     /// Renames the entry, replacing any existing file. The caller must handle a target on another
     /// file system.
     pub fn rename(&self, to: &EntryHandle) -> io::Result<()> {
-        Ok(renameat(&self.dir.fd, self.name(), &to.dir.fd, to.name())?)
+        os::rename(&self.dir.dir, self.name(), &to.dir.dir, to.name())
     }
 
     /// Renames the entry to an unused name. Uses a rename that replaces nothing, or else a hard
     /// link and the removal of the old name.
     pub fn rename_new(&self, to: &EntryHandle) -> io::Result<()> {
-        let renamed = renameat_with(
-            &self.dir.fd,
-            self.name(),
-            &to.dir.fd,
-            to.name(),
-            RenameFlags::NOREPLACE,
-        );
-        match renamed.map_err(|cause| Errno::from_raw(cause.raw_os_error())) {
-            Err(Errno::EINVAL | Errno::ENOSYS | Errno::ENOTSUP) => {}
-            renamed => return Ok(renamed?),
-        }
-        linkat(
-            &self.dir.fd,
-            self.name(),
-            &to.dir.fd,
-            to.name(),
-            AtFlags::empty(),
-        )?;
-        Ok(unlinkat(
-            &self.dir.fd,
-            self.name(),
-            UnlinkatFlags::NoRemoveDir,
-        )?)
+        os::rename_new(&self.dir.dir, self.name(), &to.dir.dir, to.name())
     }
 
     /// Creates a directory. An existing directory is not an error.
@@ -533,11 +409,11 @@ impl EntryHandle {
     }
 
     pub fn make_new_dir(&self, mode: u32) -> io::Result<()> {
-        Ok(mkdirat(&self.dir.fd, self.name(), mode_of(mode))?)
+        os::make_dir(&self.dir.dir, self.name(), mode)
     }
 
     pub fn make_link(&self, target: &Path) -> io::Result<()> {
-        Ok(symlinkat(target, &self.dir.fd, self.name())?)
+        os::make_link(&self.dir.dir, &self.dir.path, self.name(), target)
     }
 
     fn is(&self, what: EntryType) -> bool {
@@ -555,16 +431,12 @@ impl EntryHandle {
     }
 
     pub fn unlink(&self) -> io::Result<()> {
-        Ok(unlinkat(
-            &self.dir.fd,
-            self.name(),
-            UnlinkatFlags::NoRemoveDir,
-        )?)
+        os::unlink(&self.dir.dir, self.name())
     }
 
     /// Removes the directory if it is empty. Returns whether it was removed.
     pub fn remove_dir(&self) -> bool {
-        unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::RemoveDir).is_ok()
+        os::remove_dir(&self.dir.dir, self.name()).is_ok()
     }
 
     /// Sets the permissions of a file or directory that this user can read. Never follows a link.
@@ -581,43 +453,27 @@ impl EntryHandle {
     }
 
     fn chmod(&self, mode: u32) -> io::Result<()> {
-        self.open(OFlag::O_RDONLY, 0)?
-            .set_permissions(Permissions::from_mode(mode))
+        set_mode(&self.open(Access::Read)?, mode)
     }
 
     pub fn set_modified(&self, seconds: i64, nanoseconds: i64) -> Result<()> {
-        let time = TimeSpec::new(seconds, nanoseconds);
-        let set = utimensat(
-            &self.dir.fd,
-            self.name(),
-            &time,
-            &time,
-            UtimensatFlags::NoFollowSymlink,
-        );
-        self.tolerate(set.map_err(io::Error::from))
+        let time = (seconds, nanoseconds);
+        self.tolerate(os::set_modified(&self.dir.dir, self.name(), time))
             .map_err(|cause| Error::io("set the time of", &self.path(), cause))
     }
 
     /// Changes the user and group, if the process runs as root. A refusal causes a warning of the
     /// run.
     pub fn give_to(&self, (user, group): (u32, u32)) -> Result<()> {
-        if !geteuid().is_root()
+        if !user::is_root()
             || self
                 .stat()?
                 .is_some_and(|found| found.owner() == (user, group))
         {
             return Ok(());
         }
-        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-        let set = fchownat(
-            &self.dir.fd,
-            self.name(),
-            Some(user),
-            Some(group),
-            AtFlags::AT_SYMLINK_NOFOLLOW,
-        );
-        if let Err(cause) = set {
-            unsupported::note(Unsupported::Owner, &self.known_path(), &cause.into());
+        if let Err(cause) = os::give(&self.dir.dir, self.name(), user, group) {
+            unsupported::note(Unsupported::Owner, &self.known_path(), &cause);
         }
         Ok(())
     }
@@ -625,26 +481,6 @@ impl EntryHandle {
     fn name(&self) -> &OsStr {
         &self.name
     }
-
-    fn failed(&self, action: &str, cause: Errno) -> Error {
-        Error::io(action, &self.path(), cause.into())
-    }
-}
-
-/// Works like [`DirHandle::held_path`], for any open directory. Returns `path` if the system has no
-/// such paths.
-pub fn held_path(fd: &impl AsRawFd, path: &Path) -> PathBuf {
-    static HAS_PATHS: OnceLock<bool> = OnceLock::new();
-    // They are missing in a chroot without /proc.
-    if *HAS_PATHS.get_or_init(|| cfg!(target_os = "linux") && Path::new("/proc/self/fd").is_dir()) {
-        format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
-    } else {
-        path.to_path_buf()
-    }
-}
-
-fn mode_of(mode: u32) -> Mode {
-    Mode::from_bits_truncate((mode & 0o777) as nix::libc::mode_t)
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! What an entry of a directory is, and whose.
 
-use nix::sys::stat::{FileStat, SFlag};
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryType {
     File,
@@ -35,29 +33,5 @@ impl EntryStat {
     /// Returns what identifies the entry under any name: the device and the inode.
     pub fn identity(&self) -> (u64, u64) {
         (self.device, self.inode)
-    }
-}
-
-impl From<FileStat> for EntryStat {
-    #[allow(
-        clippy::unnecessary_cast,
-        reason = "these numbers are smaller on other systems"
-    )]
-    fn from(found: FileStat) -> Self {
-        EntryStat {
-            entry_type: match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
-                SFlag::S_IFREG => EntryType::File,
-                SFlag::S_IFDIR => EntryType::Directory,
-                SFlag::S_IFLNK => EntryType::Link,
-                _ => EntryType::Other,
-            },
-            mode: found.st_mode as u32 & 0o7777,
-            user: found.st_uid,
-            group: found.st_gid,
-            device: found.st_dev as u64,
-            inode: found.st_ino,
-            names: found.st_nlink as u64,
-            modified: (found.st_mtime, found.st_mtime_nsec),
-        }
     }
 }

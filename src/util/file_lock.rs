@@ -6,18 +6,18 @@
 use std::{
     fs::{File, TryLockError},
     io,
-    os::fd::AsRawFd,
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use nix::libc;
-
 use crate::{
     error::Result,
-    system::mounts,
-    util::operation::{OperationContext, POLL_INTERVAL, Phase},
+    system::{mounts, refusal::has_no_locks, user},
+    util::{
+        dir_handle,
+        operation::{OperationContext, POLL_INTERVAL, Phase},
+    },
 };
 
 /// Locks `file`, which may be a directory, until it is closed. Returns `Ok(false)` if another
@@ -44,24 +44,12 @@ pub fn wait_shared(
 
 /// Returns the name of this machine for messages about locks and backups.
 pub fn host_name() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| "this host".into())
-}
-
-/// Returns whether the error means that the file system has no locks, such as NFS without its lock
-/// service and some FUSE file systems.
-pub fn is_without_locks(cause: &io::Error) -> bool {
-    matches!(
-        cause.raw_os_error(),
-        Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
-    )
+    user::host_name().unwrap_or_else(|| "this host".into())
 }
 
 /// Returns the error for a lock on `path` that the system refused.
 pub fn refused(path: &Path, cause: io::Error) -> crate::Error {
-    let is_without = is_without_locks(&cause);
+    let is_without = has_no_locks(&cause);
     explained(crate::Error::io("lock", path, cause), is_without, path)
 }
 
@@ -92,9 +80,9 @@ fn wait_for(
         match attempt() {
             Ok(()) => return Ok(true),
             Err(TryLockError::Error(cause)) => {
-                let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
-                    .unwrap_or_default();
-                let is_without = is_without_locks(&cause);
+                let path = dir_handle::held_path(file, Path::new(""));
+                let path = path.read_link().unwrap_or(path);
+                let is_without = has_no_locks(&cause);
                 return Err(explained(failed(cause), is_without, &path));
             }
             Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),

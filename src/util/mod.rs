@@ -16,12 +16,14 @@
 //! | [`content_hash`] | hashes of blocks and pages |
 //! | [`digest`], [`hex`] | SHA-256 digests as values; digests as text |
 //! | [`ordered_pool`], [`threads`] | parallel work, results in order; threads that may not start |
+//! | [`child`] | child processes that end with everything that they started |
 //! | [`termination`] | signals that ask this process to end |
 //! | [`operation`], [`progress`] | cancellation and progress; counting bytes |
 //! | [`limits`] | limits for forged archives |
 
 pub mod age;
 pub mod atomic_file;
+pub mod child;
 pub mod content_hash;
 pub mod digest;
 pub mod dir_handle;

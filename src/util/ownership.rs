@@ -12,13 +12,16 @@
 
 use std::{
     fs::{self, Metadata},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
-    system::paths::{STATE_DIR, resolve},
+    system::{
+        paths::{STATE_DIR, resolve},
+        portable::MetadataExt,
+        user,
+    },
     util::{
         dir_handle::{DirHandle, EntryHandle},
         entry_stat::EntryType,
@@ -47,10 +50,7 @@ pub struct Shared(Share);
 /// Registers a store, if the process runs as root. `store` need not exist yet; `state` is the
 /// directory `.kg` of the project.
 pub fn share(store: &Path, state: &Path) -> Option<Shared> {
-    let owner = fs::metadata(state)
-        .ok()
-        .filter(|_| nix::unistd::geteuid().is_root())?
-        .uid();
+    let owner = fs::metadata(state).ok().filter(|_| user::is_root())?.uid();
     let share = Share {
         store: resolve(store),
         project: resolve(state.parent()?),
@@ -76,7 +76,7 @@ impl Drop for Shared {
 /// Gives an entry that root just created to the owner of the project that contains it or uses the
 /// store.
 pub fn settle(made: &EntryHandle) {
-    if !nix::unistd::geteuid().is_root() {
+    if !user::is_root() {
         return;
     }
     let dir = made.dir().path();
@@ -128,7 +128,7 @@ fn owner_beside_state(dir: &Path) -> Option<Metadata> {
 
 /// Gives an entry that root just created at `path` to the owner of its directory.
 pub fn inherit(path: &Path) {
-    if !nix::unistd::geteuid().is_root() {
+    if !user::is_root() {
         return;
     }
     let Ok(made) = DirHandle::around(path) else {

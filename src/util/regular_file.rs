@@ -7,36 +7,30 @@
 //! link.
 
 use std::{
-    fs::{File, Metadata, OpenOptions},
+    fs::{File, Metadata},
     io::{self, BufReader, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
-use nix::{errno::Errno, fcntl::OFlag, unistd::geteuid};
-
 use crate::{
     error::{Code, Error, Result},
-    system::paths::OTHERS_WRITE,
+    system::{
+        file_id::FileId,
+        paths::OTHERS_WRITE,
+        portable::{self, MetadataExt},
+        user,
+    },
 };
 
 /// Opens a regular file for reading; a link is an error.
 pub fn open(path: &Path) -> io::Result<File> {
-    open_with(path, OFlag::O_NOFOLLOW)
+    only(portable::open_to_read(path, false)?)
 }
 
 /// Works like [`open`], but follows links, because a configuration that is mounted into a container
 /// is often a link.
 pub fn open_linked(path: &Path) -> io::Result<File> {
-    open_with(path, OFlag::empty())
-}
-
-fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags((flags | OFlag::O_NONBLOCK).bits())
-        .open(path)?;
-    only(file)
+    only(portable::open_to_read(path, true)?)
 }
 
 /// Returns the first bytes of the file at `path`; `None` if it is shorter or cannot be read.
@@ -105,7 +99,7 @@ pub fn open_orders(
     let failed = |cause| Error::io("read", path, cause);
     let file = match open(path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(cause) if cause.raw_os_error() == Some(Errno::ELOOP as i32) => {
+        Err(cause) if portable::is_link(&cause) => {
             return Err(unsafe_file(path, "it is a symbolic link"));
         }
         opened => opened.map_err(failed)?,
@@ -126,7 +120,7 @@ pub fn open_orders(
 
 /// Returns why a user other than this one and root could have written a file, if one could.
 pub fn why_foreign(found: &Metadata) -> Option<String> {
-    let user = geteuid().as_raw();
+    let user = user::current();
     if found.uid() != user && found.uid() != 0 {
         return Some(format!(
             "it belongs to user {}, but this process runs as user {user}",
@@ -139,11 +133,8 @@ pub fn why_foreign(found: &Metadata) -> Option<String> {
 /// Fails with `KG_UNSAFE_FILE` if an open file has other names, because it then also belongs to
 /// another user.
 pub fn assert_one_name(file: &File, path: &Path) -> Result<()> {
-    let links = file
-        .metadata()
-        .map_err(|cause| Error::io("open", path, cause))?
-        .nlink();
-    if links > 1 {
+    let found = FileId::of(file).map_err(|cause| Error::io("open", path, cause))?;
+    if found.names > 1 {
         Err(unsafe_file(path, "it has other names (hard links)"))
     } else {
         Ok(())

@@ -6,7 +6,6 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::MetadataExt,
     path::Path,
     sync::mpsc::{SyncSender, sync_channel},
     thread::JoinHandle,
@@ -15,7 +14,7 @@ use std::{
 use super::{dir_handle::DirHandle, threads};
 use crate::{
     error::{Error, Result},
-    system::file_system,
+    system::{file_id::FileId, file_system},
 };
 
 /// The number of files or directories from which one `syncfs` replaces a sync of each. Fewer are
@@ -39,9 +38,9 @@ pub fn begin<'a>(dir: &'a File, path: &'a Path, count: usize) -> Option<Batch<'a
 impl Batch<'_> {
     /// Returns whether the entries of that directory are on the same file system.
     pub fn covers(&self, dir: &DirHandle) -> Result<bool> {
-        let found = self.dir.metadata();
+        let found = FileId::of(self.dir);
         let found = found.map_err(|cause| Error::io("look at", self.path, cause))?;
-        Ok(dir.device()? == found.dev())
+        Ok(dir.device()? == found.identity.0)
     }
 
     /// Writes all data and metadata of the file system to the disk. An error means that a write

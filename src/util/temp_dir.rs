@@ -6,17 +6,18 @@
 //! one without a lock was left by a killed run.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::OFlag;
-
 use crate::{
     error::{Error, Result},
-    system::{file_system, paths},
+    system::{
+        file_system, paths,
+        portable::{MetadataExt, set_mode_at},
+        user,
+    },
     util::{
         atomic_file,
         dir_handle::{DirHandle, EntryHandle},
@@ -55,13 +56,14 @@ impl PrivateDir {
     /// `None` if that already happened, or if another entry has its name; the caller must then
     /// create another directory.
     pub fn lock(&self) -> Result<Option<File>> {
-        let dir = match self.place.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0) {
+        let dir = match self.place.enter() {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|cause| Error::io("open", &self.path, cause))?,
-        };
+        }
+        .as_file()?;
         let is_own = dir
             .metadata()
-            .is_ok_and(|found| found.uid() == nix::unistd::geteuid().as_raw());
+            .is_ok_and(|found| found.uid() == user::current());
         dir.lock()
             .map_err(|cause| file_lock::refused(&self.path, cause))?;
         Ok(Some(dir).filter(|_| is_own && self.path.exists()))
@@ -141,7 +143,7 @@ fn remove_at(place: &EntryHandle) -> io::Result<()> {
 fn make_writable(dir: &Path) -> io::Result<()> {
     let mut waiting = vec![dir.to_path_buf()];
     while let Some(dir) = waiting.pop() {
-        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
+        set_mode_at(&dir, 0o700)?;
         for entry in fs::read_dir(&dir)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
@@ -203,7 +205,7 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
 /// Removes directories of that prefix that killed runs of this user left. Directories that cannot
 /// be removed are left to the next run.
 pub fn sweep(parent: &Path, prefix: &str) {
-    let own = nix::unistd::geteuid().as_raw();
+    let own = user::current();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let is_ours = entry
             .file_name()

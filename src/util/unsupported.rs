@@ -11,11 +11,12 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use nix::libc;
-
 use crate::{
     error::{Warning, WarningCode, plain},
-    system::paths::{self, STAGING_PREFIX},
+    system::{
+        paths::{self, STAGING_PREFIX},
+        refusal,
+    },
 };
 
 /// The maximum number of recorded refusals of one kind. A warning names only the first directory and
@@ -72,12 +73,7 @@ pub fn note(refused: Unsupported, path: &Path, cause: &io::Error) {
 /// FUSE). Returns all other errors.
 pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
     match set {
-        Err(cause)
-            if matches!(
-                cause.raw_os_error(),
-                Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
-            ) =>
-        {
+        Err(cause) if refusal::has_no_attributes(&cause) => {
             note(Unsupported::Attributes, path, &cause);
             Ok(())
         }
@@ -89,21 +85,12 @@ pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
 /// a warning of the run and not an error, because nothing more can be done.
 pub fn sync(file: &File, path: &Path) -> io::Result<()> {
     match file.sync_all() {
-        Err(cause) if cannot_sync(&cause) => {
+        Err(cause) if refusal::has_no_sync(&cause) => {
             note(Unsupported::Sync, path, &cause);
             Ok(())
         }
         synced => synced,
     }
-}
-
-/// Returns whether the error means that the file system (FUSE, CIFS, NFS) has no `fsync`. Any other
-/// error concerns the data.
-pub fn cannot_sync(cause: &io::Error) -> bool {
-    matches!(
-        cause.raw_os_error(),
-        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)
-    )
 }
 
 /// Takes the records for these directories and everything below them, as one warning for each kind

@@ -2,20 +2,13 @@
 
 use std::{
     io::{self, Read},
-    os::{fd::AsFd, unix::process::CommandExt},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{ChildStdin, ChildStdout, Command, Stdio},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
 
 use super::{
     protocol::{
@@ -33,6 +26,7 @@ use crate::{
     objects::SECRET_VARIABLES,
     project::STATE_DIR,
     util::{
+        child::{self, Family},
         content_hash::ContentHash,
         operation::{CancelToken, OperationContext, POLL_INTERVAL, Phase},
         threads,
@@ -376,7 +370,7 @@ impl ResponseSink for Channel {
 
 /// The process `kg __reader` and its pipes.
 struct Process {
-    child: Child,
+    family: Family,
     executable: PathBuf,
     answers: ChildStdout,
     /// Stays open until the worker is told to end: when it closes, the worker knows that this process
@@ -396,33 +390,34 @@ impl Process {
                 command.env_remove(name);
             }
         }
-        let mut child = command
+        command
             .arg(WORKER_ARGUMENT)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // The host handles Ctrl-C in its terminal.
-            .process_group(0)
-            .spawn()
-            .map_err(|cause| match cause.kind() {
-                io::ErrorKind::WouldBlock => threads::refused(cause),
-                _ => cannot_start(executable, "could not be started", &format!(": {cause}")),
-            })?;
-        let (Some(requests), Some(answers), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
+            .stderr(Stdio::piped());
+        // The host handles Ctrl-C in its terminal.
+        let mut family = Family::spawn(&mut command).map_err(|cause| match cause.kind() {
+            io::ErrorKind::WouldBlock => threads::refused(cause),
+            _ => cannot_start(executable, "could not be started", &format!(": {cause}")),
+        })?;
+        let (Some(requests), Some(answers), Some(stderr)) = (
+            family.child.stdin.take(),
+            family.child.stdout.take(),
+            family.child.stderr.take(),
+        ) else {
             return Err(cannot_start(executable, "has no pipes", ""));
         };
-        widen(&answers);
+        child::widen(&answers);
         let stderr = match threads::start("kg-stderr", move || first_lines(stderr)) {
             Ok(stderr) => stderr,
             Err(error) => {
-                let _ = child.kill().and_then(|()| child.wait());
+                family.kill();
+                let _ = family.child.wait();
                 return Err(error);
             }
         };
         let mut process = Process {
-            child,
+            family,
             executable: executable.to_path_buf(),
             answers,
             requests: Some(requests),
@@ -482,6 +477,7 @@ impl Process {
                 self.wait_for_exit();
                 let said = self.end();
                 let status = self
+                    .family
                     .child
                     .wait()
                     .map(|status| format!(" ({status})"))
@@ -503,13 +499,9 @@ impl Process {
             if deadline.is_some_and(|deadline| Instant::now() > deadline) {
                 return Err(cannot_start(&self.executable, "did not answer", ""));
             }
-            let timeout = PollTimeout::from(POLL_INTERVAL.as_millis() as u16);
-            match poll(
-                &mut [PollFd::new(self.answers.as_fd(), PollFlags::POLLIN)],
-                timeout,
-            ) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
+            match child::is_readable(&self.answers, POLL_INTERVAL) {
+                Ok(false) => {}
+                Ok(true) => return Ok(()),
                 Err(cause) => return Err(protocol_violation().with_cause(cause)),
             }
         }
@@ -519,19 +511,17 @@ impl Process {
     /// exit status.
     fn wait_for_exit(&mut self) {
         let deadline = Instant::now() + EXIT_GRACE;
-        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+        while Instant::now() < deadline && matches!(self.family.child.try_wait(), Ok(None)) {
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     /// Ends the worker and returns its standard error as part of a message.
     fn end(&mut self) -> String {
-        // `kgPath` may be a script that started the worker, so this kills the whole process group.
-        // These calls fail only if the process has already ended.
-        if let Ok(group) = i32::try_from(self.child.id()) {
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
-        let _ = self.child.wait();
+        // `kgPath` may be a script that started the worker. The wait fails only if the process has
+        // already ended.
+        self.family.kill();
+        let _ = self.family.child.wait();
         if let Some(said) = self.stderr.take() {
             self.said = said.join().unwrap_or_default();
         }
@@ -548,16 +538,6 @@ impl Drop for Process {
         self.end();
     }
 }
-
-/// Enlarges the pipe, because a larger pipe needs fewer switches between the processes. If the
-/// system refuses, the transfer is only slower.
-#[cfg(target_os = "linux")]
-fn widen(pipe: &ChildStdout) {
-    let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
-}
-
-#[cfg(not(target_os = "linux"))]
-fn widen(_pipe: &ChildStdout) {}
 
 /// Reads standard error to its end, so that the worker never blocks on it, and keeps the first
 /// bytes.

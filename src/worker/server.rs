@@ -4,7 +4,6 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::AsFd,
     path::Path,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
@@ -23,6 +22,7 @@ use crate::{
     config::Settings,
     error::{Code, Error, Result, plain},
     sqlite,
+    system::portable,
     util::{
         content_hash::ContentHash,
         operation::{CancelToken, OperationContext, Progress},
@@ -103,7 +103,7 @@ pub type RunCall = fn(&str, &OperationContext) -> String;
 
 /// Runs `kg __reader`. The exit status only says whether the conversation was completed.
 pub fn main(run_call: RunCall) -> ExitCode {
-    let Ok(mut out) = io::stdout().as_fd().try_clone_to_owned().map(File::from) else {
+    let Ok(mut out) = portable::own_stdout() else {
         return ExitCode::FAILURE;
     };
     let greeting = Greeting {

@@ -4,7 +4,6 @@
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::{MetadataExt, fchown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,6 +19,7 @@ use crate::{
     error::{Code, Error, Result},
     project::{Project, database_path::is_inside},
     service::hooks,
+    system::{portable::MetadataExt, user},
     util::{atomic_file, file_lock, operation::OperationContext, unsupported},
     worker::restore::lock_against_restores,
 };
@@ -151,7 +151,7 @@ fn replace(project: &Project, link: &Path, content: &[u8]) -> Result<()> {
     file.set_mode(old.mode() & 0o7777)?;
     let new = file.file().metadata().map_err(failed)?;
     if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-        let given = fchown(file.file(), Some(old.uid()), Some(old.gid()));
+        let given = user::give_open(file.file(), (old.uid(), old.gid()));
         unsupported::attributes(given, &path).map_err(failed)?;
     }
     file.persist(&path)

@@ -7,8 +7,6 @@ mod plan;
 pub mod record;
 
 use std::{
-    fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -33,7 +31,7 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
     store::{Backup, Store, StoreLock, known_stores, retention::Policy},
-    system::paths::resolve,
+    system::{file_id::FileId, paths::resolve},
     util::{
         operation::{OperationContext, Phase},
         progress::ByteProgress,
@@ -229,11 +227,7 @@ fn copy_unrecorded(
 
 fn assert_two_stores(source: &Store, target: &Store) -> Result<()> {
     // A bind mount has another path and the same inode.
-    let inode = |dir: &Path| {
-        fs::metadata(dir)
-            .ok()
-            .map(|found| (found.dev(), found.ino()))
-    };
+    let inode = |dir: &Path| FileId::at(dir).ok().map(|found| found.identity);
     let same = |one: &Store, other: &Store| match (one.directory(), other.directory()) {
         (Some(one), Some(other)) => {
             resolve(one) == resolve(other)

@@ -13,11 +13,10 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     store::Store,
-    system::mounts,
+    system::{mounts, refusal},
     util::{
         atomic_file, file_lock,
         temp_dir::{PrivateDir, free_bytes},
-        unsupported,
     },
 };
 
@@ -220,7 +219,7 @@ fn sync(dir: &Path, file: &Path) -> Result<Finding> {
         };
         match synced {
             Ok(()) => {}
-            Err(cause) if unsupported::cannot_sync(&cause) => {
+            Err(cause) if refusal::has_no_sync(&cause) => {
                 return Ok(Finding::warning(
                     format!(
                         "The file system ({}) has no `fsync`, so that a loss of power can damage \

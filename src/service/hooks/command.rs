@@ -1,27 +1,27 @@
 //! Runs the command of a hook without a shell in the root of the project. The event is in its
 //! standard input and its environment.
 //!
-//! The command leads its own process group, so that everything it started ends with it at its time
+//! The command leads its own group of processes, so that everything it started ends with it at its time
 //! limit. It inherits only three descriptors and no lock, because all other descriptors close on
 //! `exec`. Its output is kept up to a limit.
 
 use std::{
     io::{self, PipeReader, Read, Write},
-    os::unix::process::{CommandExt, ExitStatusExt},
     path::Path,
-    process::{Child, Command, ExitStatus},
+    process::{Command, ExitStatus},
     sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
-
 use super::event::Event;
-use crate::{objects::SECRET_VARIABLES, util::operation::CancelToken};
+use crate::{
+    objects::SECRET_VARIABLES,
+    util::{
+        child::{self, Family},
+        operation::CancelToken,
+    },
+};
 
 /// The number of bytes of the output that are kept, from its start.
 const MOST_OUTPUT: u64 = 4096;
@@ -39,16 +39,16 @@ pub fn run(
     cancel: &CancelToken,
 ) -> Result<String, String> {
     let deadline = Instant::now() + limit;
-    let (mut child, said) =
+    let (mut family, said) =
         start(command, event, dir).map_err(|cause| format!("could not be started: {cause}"))?;
-    let ended = wait(&mut child, deadline, cancel)
+    let ended = wait(&mut family, deadline, cancel)
         .map_err(|cause| format!("could not be waited for: {cause}"))?;
     let said = said.recv_timeout(LAST_WORDS).unwrap_or_default();
     let said = said.trim();
     let colon = if said.is_empty() { "" } else { ": " };
     match ended {
         Some(status) if status.success() => Ok(said.to_string()),
-        Some(status) => Err(format!("{}{colon}{said}", describe(status))),
+        Some(status) => Err(format!("{}{colon}{said}", child::describe(status))),
         None if cancel.is_cancelled() => Err(format!(
             "was killed because this process is ending{colon}{said}"
         )),
@@ -59,7 +59,7 @@ pub fn run(
     }
 }
 
-fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Child, Receiver<String>)> {
+fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Family, Receiver<String>)> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let (input, mut to_input) = io::pipe()?;
     let (output, to_output) = io::pipe()?;
@@ -77,21 +77,17 @@ fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Child, Re
         program.into()
     };
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .current_dir(dir)
-        .process_group(0)
-        .stdin(input);
+    command.args(arguments).current_dir(dir).stdin(input);
     command.stdout(to_output.try_clone()?).stderr(to_output);
     for name in Event::VARIABLES.iter().chain(&SECRET_VARIABLES) {
         command.env_remove(name);
     }
     command.envs(event.environment());
-    let child = command.spawn()?;
+    let family = Family::spawn(&mut command)?;
     // This closes the ends of the pipes that belong to the child. Otherwise neither side would see
     // an end of file.
     drop(command);
-    Ok((child, said))
+    Ok((family, said))
 }
 
 /// Reads the output to its end and keeps the start.
@@ -109,31 +105,21 @@ fn collect(mut output: PipeReader) -> io::Result<Receiver<String>> {
 
 /// Waits for the command. Returns `None` if it had to be killed.
 fn wait(
-    child: &mut Child,
+    family: &mut Family,
     deadline: Instant,
     cancel: &CancelToken,
 ) -> io::Result<Option<ExitStatus>> {
     loop {
-        if let Some(status) = child.try_wait()? {
+        if let Some(status) = family.child.try_wait()? {
             return Ok(Some(status));
         }
         if Instant::now() >= deadline || cancel.is_cancelled() {
             // The child has not been waited for yet, so its process id cannot have been reused.
-            if let Ok(group) = i32::try_from(child.id()) {
-                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-            }
-            child.wait()?;
+            family.kill();
+            family.child.wait()?;
             return Ok(None);
         }
         thread::sleep(POLL);
-    }
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with status {code}"),
-        (None, Some(signal)) => format!("was ended by signal {signal}"),
-        (None, None) => "ended".into(),
     }
 }
 

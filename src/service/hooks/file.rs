@@ -6,15 +6,13 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
-
-use nix::unistd::geteuid;
 
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     project::{HOOKS_FILE, Project},
+    system::{portable::MetadataExt, user},
     util::regular_file,
 };
 
@@ -77,7 +75,7 @@ pub fn read(project: &Project) -> Result<Option<String>> {
 pub fn not_for_this_user(project: &Project) -> Option<Warning> {
     let (owner, user) = (
         fs::symlink_metadata(path(project)).ok()?.uid(),
-        geteuid().as_raw(),
+        user::current(),
     );
     let message = format!(
         "The hooks belong to the owner of the project: they run for backups that user {owner} makes, not for those of user {user}"

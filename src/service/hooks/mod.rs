@@ -20,7 +20,6 @@ mod request;
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,7 +38,7 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
     service::history::{History, HookFailure},
-    system::paths,
+    system::{paths, portable::MetadataExt},
     util::operation::CancelToken,
 };
 

@@ -5,13 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::geteuid;
 use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal},
 };
 
-use crate::{error::plain, system::holders};
+use crate::{
+    error::plain,
+    system::{file_id::FileId, holders, user},
+};
 
 /// The suffix that the kernel adds to the path of an executable that was replaced after the start.
 const DELETED: &str = " (deleted)";
@@ -28,7 +30,8 @@ impl Process {
     pub fn holding(lock: &File) -> Result<Process, String> {
         let failed = |cause: io::Error| plain(&cause);
         let found = lock.metadata().map_err(failed)?;
-        let number = holders::of_flock(&found).ok_or(
+        let locked = FileId::of(lock).map_err(failed)?;
+        let number = holders::of_flock(locked).ok_or(
             "it cannot be seen from here: it runs in another container or on another machine",
         )?;
         let pid = Pid::from_raw(number).ok_or("the system does not report its process")?;
@@ -38,7 +41,7 @@ impl Process {
         };
         // From here on the descriptor identifies one process, even if the number is reused.
         let is_it =
-            holders::of_flock(&found) == Some(number) && holders::has_file_open(number, &found);
+            holders::of_flock(locked) == Some(number) && holders::has_file_open(number, locked);
         if !is_it {
             return Err(format!(
                 "process {number} took its lock but no longer has it, or its open files are not \
@@ -46,7 +49,7 @@ impl Process {
             ));
         }
         let of_process = fs::metadata(format!("/proc/{number}")).map_err(failed)?;
-        let user = geteuid().as_raw();
+        let user = user::current();
         let is_allowed =
             of_process.uid() == user || user == 0 && [0, found.uid()].contains(&of_process.uid());
         if !is_allowed {
@@ -75,8 +78,17 @@ impl Process {
         Ok(Process { pid, descriptor })
     }
 
-    /// Sends a signal. A process that has already ended is not an error.
-    pub fn signal(&self, signal: Signal) -> Result<(), String> {
+    /// Asks the process to end. A process that has already ended is not an error.
+    pub fn ask_to_end(&self) -> Result<(), String> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Ends the process. A process that has already ended is not an error.
+    pub fn kill(&self) -> Result<(), String> {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), String> {
         let sent = match &self.descriptor {
             Some(descriptor) => pidfd_send_signal(descriptor, signal),
             None => kill_process(self.pid, signal),
@@ -91,7 +103,7 @@ impl Process {
 /// Returns the name of the process that holds the lock if it is visible and is another program.
 pub fn another_program(lock: &File) -> Option<String> {
     let name = |process: &str| fs::read_to_string(format!("/proc/{process}/comm")).ok();
-    let process = holders::of_flock(&lock.metadata().ok()?)?;
+    let process = holders::of_flock(FileId::of(lock).ok()?)?;
     let is_other = name(&process.to_string())? != name("self")?;
     is_other.then(|| holders::name(process))
 }

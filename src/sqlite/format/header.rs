@@ -1,9 +1,9 @@
 //! The header of a database (<https://www.sqlite.org/fileformat2.html#the_database_header>).
 
-use std::{fs::File, os::unix::fs::FileExt};
+use std::fs::File;
 
 use super::btree::{u16_at, u32_at};
-use crate::sqlite::files::MAGIC;
+use crate::{sqlite::files::MAGIC, system::portable::FileExt};
 
 pub const HEADER_BYTES: usize = 100;
 

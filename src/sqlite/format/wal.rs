@@ -6,9 +6,11 @@
 //! restarts a WAL, it changes the salts and writes from the start again, so older frames may
 //! follow.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io};
 
 use super::btree::u32_at;
+
+use crate::system::portable::FileExt;
 
 /// The first bytes of a WAL. The last bit of its fourth byte varies, so these are only three bytes.
 pub const WAL_MAGIC: &[u8] = &[0x37, 0x7f, 0x06];

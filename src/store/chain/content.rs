@@ -1,6 +1,6 @@
 //! Compares a database that was assembled with its record.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path, thread};
+use std::{fs::File, path::Path, thread};
 
 use sha2::{Digest, Sha256};
 
@@ -10,6 +10,7 @@ use crate::{
     error::{Error, Result},
     place::Archive,
     sqlite::page_hashes::{BlockHasher, BlockHashes},
+    system::portable::FileExt,
     util::{
         digest::Sha256Digest,
         operation::{OperationContext, Phase},

@@ -1,5 +1,6 @@
 use std::{fs::File, io, path::Path};
 
+pub use super::unix::space;
 use rustix::{fs, io::Errno};
 
 /// The numbers of file system types, from `linux/magic.h`.

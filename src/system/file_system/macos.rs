@@ -3,6 +3,7 @@
 
 use std::{fs::File, io, path::Path};
 
+pub use super::unix::space;
 use crate::system::mounts;
 
 pub fn network_name(path: &Path) -> Option<String> {

@@ -1,6 +1,9 @@
-use std::os::unix::fs::symlink;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt, symlink},
+};
 
-use nix::unistd::mkfifo;
+use nix::{errno::Errno, sys::stat::Mode, unistd::mkfifo};
 
 use super::*;
 
@@ -20,7 +23,7 @@ fn no_link_on_the_way_is_followed_and_the_last_name_is_the_link_itself() {
     assert!(dir.place(Path::new("missing/x")).unwrap().is_none());
     let link = dir.place(Path::new("real/link")).unwrap().unwrap();
     assert_eq!(link.occupant().unwrap(), Some(EntryType::Link));
-    assert!(link.open(OFlag::O_RDONLY, 0).is_err());
+    assert!(link.open(Access::Read).is_err());
     link.remove_file().unwrap();
     assert_eq!(fs::read(outside.path().join("file")).unwrap(), b"outside");
 }
@@ -47,9 +50,9 @@ fn a_directory_that_may_only_be_searched_is_enough_to_reach_a_name_in_it() {
     fs::write(dir.path().join("file"), "x").unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o300)).unwrap();
     let place = DirHandle::around(&dir.path().join("file")).unwrap();
-    assert!(place.open(OFlag::O_RDONLY, 0).is_ok() && resolve(&place.path()).is_ok());
+    assert!(place.open(Access::Read).is_ok() && resolve(&place.path()).is_ok());
     // Root can read it regardless of the mode.
-    assert_eq!(DirHandle::open(dir.path()).is_ok(), geteuid().is_root());
+    assert_eq!(DirHandle::open(dir.path()).is_ok(), user::is_root());
     fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
 }
 
@@ -83,7 +86,7 @@ fn only_a_regular_file_with_one_name_is_written() {
     let write = |name: &str| {
         DirHandle::around(&at(name))
             .unwrap()
-            .open_to_write(OFlag::O_WRONLY)
+            .open_to_write(Access::Write)
     };
     write("new").unwrap();
     write("new").unwrap();
@@ -109,7 +112,7 @@ fn only_a_regular_file_with_one_name_is_written() {
     assert!(write("pipe").is_err());
     let error = DirHandle::around(&at("pipe"))
         .unwrap()
-        .open_to_write(OFlag::O_RDWR)
+        .open_to_write(Access::ReadWrite)
         .unwrap_err();
     assert_eq!(error.code, Code::UnsafeFile);
     assert!(!at("missing").exists());

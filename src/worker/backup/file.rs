@@ -3,7 +3,6 @@
 use std::{
     fs::{File, Metadata},
     io::{self, Read, Seek},
-    os::unix::fs::MetadataExt,
     path::Path,
     time::SystemTime,
 };
@@ -21,6 +20,7 @@ use crate::{
         discover::Source,
         file_state::{FileState, FoundFile},
     },
+    system::portable::MetadataExt,
     util::{digest::Sha256Digest, operation::CancelToken, regular_file},
     worker::{
         known_files::{KnownFile, is_as_found},

@@ -1,6 +1,6 @@
 //! Describes what is saved, for the manifest.
 
-use std::{fs::Metadata, os::unix::fs::MetadataExt};
+use std::fs::Metadata;
 
 use crate::{
     archive::file_record::{EntryKind, FileRecord, Owner, Storage},
@@ -8,6 +8,7 @@ use crate::{
         discover::{Source, SourceKind},
         file_state::modified,
     },
+    system::portable::MetadataExt,
 };
 
 /// Returns the user and the group of a file.

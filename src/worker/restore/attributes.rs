@@ -2,12 +2,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{File, Permissions},
-    os::unix::fs::PermissionsExt,
+    fs::File,
     thread,
 };
-
-use nix::fcntl::OFlag;
 
 use super::{
     placement::{Placement, Placements},
@@ -17,8 +14,9 @@ use super::{
 use crate::{
     error::{Error, Result},
     project::names,
+    system::portable,
     util::{
-        dir_handle::{DirHandle, EntryHandle},
+        dir_handle::{Access, DirHandle, EntryHandle},
         sync_many,
         threads::start_in,
         unsupported,
@@ -131,7 +129,7 @@ fn dress_each(target: &Target, work: &Work<'_>, files: &[usize]) -> Result<()> {
                 None
             }
             None => {
-                let opened = staged.open(OFlag::O_WRONLY, 0);
+                let opened = staged.open(Access::Write);
                 Some(opened.map_err(|cause| Error::io("open", &staged.path(), cause))?)
             }
         };
@@ -173,7 +171,7 @@ fn make_link(staged: &EntryHandle, link: &str) -> Result<()> {
 }
 
 fn set_mode(staged: &EntryHandle, file: &File, mode: u32) -> Result<()> {
-    let set = file.set_permissions(Permissions::from_mode(mode));
+    let set = portable::set_mode(file, mode);
     staged
         .tolerate(set)
         .map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))

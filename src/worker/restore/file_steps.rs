@@ -1,10 +1,6 @@
 //! The single steps of a transaction. Each step may be repeated after a kill.
 
-use std::{
-    collections::BTreeSet, fs, io, os::unix::fs::MetadataExt, path::Path, thread, time::Duration,
-};
-
-use nix::fcntl::OFlag;
+use std::{collections::BTreeSet, fs, io, path::Path, thread, time::Duration};
 
 use super::{
     journal::{self, Intent, Swapped},
@@ -15,10 +11,10 @@ use crate::{
     archive::sparse::SparseFile,
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::replace::{self, Swap},
-    system::mounts,
+    system::{mounts, portable::MetadataExt, user},
     util::{
         atomic_file::{self, PARTIAL_PREFIX},
-        dir_handle::EntryHandle,
+        dir_handle::{Access, EntryHandle},
         entry_stat::EntryType,
         temp_dir::remove_tree,
         threads::start_in,
@@ -45,7 +41,7 @@ pub fn move_file(
                 copy.make_link(&fs::read_link(from.path()).map_err(failed)?)
                     .map_err(failed)?;
             } else {
-                let mut source = from.open(OFlag::O_RDONLY, 0).map_err(failed)?;
+                let mut source = from.open(Access::Read).map_err(failed)?;
                 let file = copy.create()?;
                 let found = source.metadata().map_err(failed)?;
                 let written = file
@@ -105,7 +101,7 @@ pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> 
         .map(|location| parent(location))
         .filter(|at| !at.is_empty())
         .collect();
-    let own = nix::unistd::geteuid().as_raw();
+    let own = user::current();
     let mut found = Vec::new();
     for at in dirs.into_iter().filter(|at| !at.starts_with('/')) {
         let Some(place) = target.place(at)? else {
@@ -230,7 +226,7 @@ pub fn swap(
 
 fn sync_file(place: &EntryHandle) -> Result<()> {
     let synced = place
-        .open(OFlag::O_RDONLY, 0)
+        .open(Access::Read)
         .and_then(|file| unsupported::sync(&file, &place.known_path()));
     synced.map_err(|cause| Error::io("sync", &place.path(), cause))
 }

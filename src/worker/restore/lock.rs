@@ -1,10 +1,6 @@
 //! The lock of a target: a restore excludes other restores, and backups of the same project.
 
-use std::{
-    fs::{self, File},
-    path::Path,
-    time::Duration,
-};
+use std::{fs::File, path::Path, time::Duration};
 
 use super::{
     journal, leftovers,
@@ -14,7 +10,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     project::STATE_DIR,
-    system::holders,
+    system::{file_id::FileId, holders},
     util::{
         dir_handle::DirHandle,
         file_lock,
@@ -57,9 +53,7 @@ pub fn lock_against_restores(
 }
 
 fn locked(state: &Path, who: &str) -> Error {
-    let holder = fs::metadata(state)
-        .ok()
-        .and_then(|found| holders::of_flock(&found));
+    let holder = FileId::at(state).ok().and_then(holders::of_flock);
     let holder = holder.map_or(String::new(), |process| {
         format!(" ({})", holders::name(process))
     });

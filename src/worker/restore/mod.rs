@@ -47,9 +47,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
-use nix::fcntl::OFlag;
-
 use self::{
     attributes::set_attributes,
     description::Description,
@@ -71,8 +68,9 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     project::{Component, Project, STATE_DIR, exclude, identity::Identity},
     sqlite::files::names_super_journal,
-    util::unsupported,
+    util::{dir_handle::Access, unsupported},
 };
+use jiff::Timestamp;
 
 /// The number of paths that a message names.
 const NAMED_PATHS: usize = 3;
@@ -361,9 +359,7 @@ fn assert_no_super_journal(target: &Target, placements: &Placements) -> Result<(
         let Some(from) = placement.from() else {
             continue;
         };
-        let staged = target
-            .place(&from)?
-            .map(|place| place.open(OFlag::O_RDONLY, 0));
+        let staged = target.place(&from)?.map(|place| place.open(Access::Read));
         let Some(Ok(file)) = staged else { continue };
         if names_super_journal(&file)
             .map_err(|cause| Error::io("read", &target.absolute(&from), cause))?

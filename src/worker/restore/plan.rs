@@ -10,8 +10,6 @@ use std::{
     time::Duration,
 };
 
-use nix::{fcntl::OFlag, unistd::geteuid};
-
 use super::{
     NAMED_PATHS,
     journal::{Intent, Moves, Spot, Swapped},
@@ -28,9 +26,9 @@ use crate::{
         files::{self, COMPANIONS, MAGIC},
         replace, wal_in_use,
     },
-    system::holders,
+    system::{holders, user},
     util::{
-        dir_handle::{EntryHandle, in_the_way},
+        dir_handle::{Access, EntryHandle, in_the_way},
         entry_stat::{EntryStat, EntryType},
     },
 };
@@ -84,7 +82,7 @@ pub fn plan(target: &Target, placements: &Placements, conditions: &Conditions<'_
         plan: Plan::new(placements, conditions),
         swapped,
         gone,
-        is_root: geteuid().is_root(),
+        is_root: user::is_root(),
         last_owner: None,
     };
     for (index, placement) in placements.files().enumerate() {
@@ -303,7 +301,7 @@ impl Planning<'_> {
             return Ok(false);
         }
         // A database that this user may not write can only be replaced as a file.
-        if place.open(OFlag::O_RDWR, 0).is_err() {
+        if place.open(Access::ReadWrite).is_err() {
             return Ok(false);
         }
         let new = if self.conditions.dry_run {
@@ -611,7 +609,7 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
         return Ok(None);
     }
     let path = place.path();
-    let process = match place.open(OFlag::O_RDWR, 0) {
+    let process = match place.open(Access::ReadWrite) {
         Ok(file) => match database_lock::claim(file, &path)? {
             Ok(claim) => return Ok(Some(claim)),
             Err(process) => process,
@@ -620,7 +618,7 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
         // process may have opened it before its permissions changed, or may run as another user.
         Err(_) => {
             let file = place
-                .open(OFlag::O_RDONLY, 0)
+                .open(Access::Read)
                 .map_err(|cause| cannot_tell(&path, cause))?;
             match database_lock::holder_of_database(&file, &path)? {
                 Some(process) => process,

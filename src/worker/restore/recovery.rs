@@ -6,12 +6,9 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
-
-use nix::unistd::geteuid;
 
 use super::{
     file_steps::{finish, keep, open_dirs, swap},
@@ -22,6 +19,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::replace,
+    system::{portable::MetadataExt, user},
     util::{atomic_file, dir_handle::EntryHandle, entry_stat::EntryType},
 };
 
@@ -52,7 +50,7 @@ pub fn recover(
     recovered.map(Some).map_err(|error| {
         // Only the user who ran that restore can read the files that it unpacked.
         let whose = fs::metadata(journal::path(root)).map(|found| found.uid()).ok();
-        let as_them = match whose.filter(|user| *user != geteuid().as_raw()) {
+        let as_them = match whose.filter(|user| *user != user::current()) {
             Some(user) => {
                 format!("Run `kg diag backup` as user {user}, who ran that restore; otherwise: ")
             }

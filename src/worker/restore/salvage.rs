@@ -9,9 +9,8 @@
 //! to an old WAL.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::Path,
     time::Duration,
 };
@@ -28,6 +27,10 @@ use crate::{
     project::{Project, STAGING_PREFIX, STATE_DIR, names, without_project},
     salvage::{FallbackSchema, readable::Readable, report::Salvaged, salvage as read_into},
     sqlite::raw_copy::{self, fingerprints},
+    system::{
+        portable::{MetadataExt, set_mode},
+        user,
+    },
     util::{
         atomic_file,
         operation::CancelToken,
@@ -170,20 +173,17 @@ fn dress_as(old: &Path, new: &Path) -> Result<()> {
     let failed = |cause: io::Error| Error::io("set the permissions of", new, cause);
     let found = fs::metadata(old).map_err(failed)?;
     let own = fs::metadata(new).map_err(failed)?;
-    let is_root = nix::unistd::geteuid().is_root();
+    let is_root = user::is_root();
     if is_root && (found.uid(), found.gid()) != (own.uid(), own.gid()) {
-        if let Err(cause) = chown(new, Some(found.uid()), Some(found.gid())) {
+        if let Err(cause) = user::give(new, Some(found.uid()), Some(found.gid())) {
             unsupported::note(Unsupported::Owner, old, &cause);
         }
     } else if found.gid() != own.gid() {
         // Only root and members of a group may give a file to it.
-        let _ = chown(new, None, Some(found.gid()));
+        let _ = user::give(new, None, Some(found.gid()));
     }
     let file = File::open(new).map_err(failed)?;
-    let permitted = unsupported::attributes(
-        file.set_permissions(Permissions::from_mode(found.mode() & 0o777)),
-        old,
-    );
+    let permitted = unsupported::attributes(set_mode(&file, found.mode() & 0o777), old);
     permitted
         .and_then(|()| unsupported::sync(&file, old))
         .map_err(failed)

@@ -12,12 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::geteuid;
-
 use crate::{
     error::{Code, Error, Result},
     project::{STATE_DIR, names},
     sqlite::files::{COMPANIONS, companion},
+    system::user,
     util::{
         dir_handle::{DirHandle, EntryHandle},
         entry_stat::EntryStat,
@@ -104,7 +103,7 @@ impl Target {
             .enter()
             .map_err(|cause| Error::io("open", &place.path(), cause))?;
         let (owner, _) = dir.owner()?;
-        if owner != geteuid().as_raw() {
+        if owner != user::current() {
             let message = format!(
                 "{} is not the directory that was unpacked: it belongs to user {owner}",
                 dir.path().display()
@@ -320,7 +319,7 @@ impl Target {
         else {
             return Ok(());
         };
-        let is_theirs = owner == geteuid().as_raw()
+        let is_theirs = owner == user::current()
             || dir.owner()?.0 == owner
             || place.stat()?.is_some_and(|found| found.user == owner);
         if is_theirs {

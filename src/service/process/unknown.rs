@@ -1,8 +1,6 @@
-//! macOS does not report which process holds a `flock`, so no process is sent a signal.
+//! macOS and Windows do not report which process holds a lock, so no process is ended.
 
 use std::fs::File;
-
-use rustix::process::Signal;
 
 /// No process was found.
 pub enum Process {}
@@ -12,7 +10,11 @@ impl Process {
         Err("this system does not report which process has its lock".into())
     }
 
-    pub fn signal(&self, _signal: Signal) -> Result<(), String> {
+    pub fn ask_to_end(&self) -> Result<(), String> {
+        match *self {}
+    }
+
+    pub fn kill(&self) -> Result<(), String> {
         match *self {}
     }
 }
