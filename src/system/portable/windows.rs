@@ -1,0 +1,204 @@
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File, Metadata, OpenOptions, Permissions},
+    io,
+    os::windows::{
+        fs::{self as windows, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+        io::AsHandle,
+    },
+    path::Path,
+};
+
+use windows_sys::Win32::{
+    Foundation::ERROR_CANT_ACCESS_FILE,
+    Storage::FileSystem::{FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT},
+};
+
+/// The permissions that a file or a directory has for this description.
+const FILE: u32 = 0o644;
+const DIRECTORY: u32 = 0o755;
+const WRITE: u32 = 0o222;
+
+/// Seconds from 1601, where Windows begins to count, to 1970.
+const EPOCH_SECONDS: i64 = 11_644_473_600;
+const TICKS_PER_SECOND: u64 = 10_000_000;
+
+/// Reads and writes at an offset. Unlike on Unix, this moves the position of the file.
+pub trait FileExt {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+
+    fn read_exact_at(&self, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.read_at(bytes, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    bytes = &mut bytes[read..];
+                    offset += read as u64;
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.write_at(bytes, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    offset += written as u64;
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FileExt for File {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        /// The error of a read behind the end (`ERROR_HANDLE_EOF`).
+        const END_OF_FILE: i32 = 38;
+        match self.seek_read(bytes, offset) {
+            Err(cause) if cause.raw_os_error() == Some(END_OF_FILE) => Ok(0),
+            read => read,
+        }
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.seek_write(bytes, offset)
+    }
+}
+
+pub trait MetadataExt {
+    fn uid(&self) -> u32;
+    fn gid(&self) -> u32;
+    fn mode(&self) -> u32;
+    fn mtime(&self) -> i64;
+    fn mtime_nsec(&self) -> i64;
+}
+
+impl MetadataExt for Metadata {
+    fn uid(&self) -> u32 {
+        0
+    }
+
+    fn gid(&self) -> u32 {
+        0
+    }
+
+    fn mode(&self) -> u32 {
+        let mode = if self.is_dir() { DIRECTORY } else { FILE };
+        mode & if self.permissions().readonly() {
+            !WRITE
+        } else {
+            !0
+        }
+    }
+
+    fn mtime(&self) -> i64 {
+        (self.last_write_time() / TICKS_PER_SECOND) as i64 - EPOCH_SECONDS
+    }
+
+    fn mtime_nsec(&self) -> i64 {
+        (self.last_write_time() % TICKS_PER_SECOND * 100) as i64
+    }
+}
+
+pub trait PermissionsExt {
+    fn mode(&self) -> u32;
+}
+
+impl PermissionsExt for Permissions {
+    fn mode(&self) -> u32 {
+        if self.readonly() { FILE & !WRITE } else { FILE }
+    }
+}
+
+pub trait OpenOptionsExt {
+    /// A new file gets the permissions of its directory.
+    fn mode(&mut self, mode: u32) -> &mut Self;
+}
+
+impl OpenOptionsExt for OpenOptions {
+    fn mode(&mut self, _mode: u32) -> &mut Self {
+        self
+    }
+}
+
+pub trait OsStrExt {
+    /// Returns the text as UTF-8, with an encoding of its own for what is no Unicode.
+    fn as_bytes(&self) -> &[u8];
+}
+
+impl OsStrExt for OsStr {
+    fn as_bytes(&self) -> &[u8] {
+        self.as_encoded_bytes()
+    }
+}
+
+/// Returns the text of these bytes. `None` if no name on this system has them.
+pub fn os_string(bytes: Vec<u8>) -> Option<OsString> {
+    String::from_utf8(bytes).ok().map(OsString::from)
+}
+
+/// Sets the one permission that Windows has: whether the file can be written.
+pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    let found = file.metadata()?;
+    file.set_permissions(with_mode(&found, mode))
+}
+
+pub fn set_mode_at(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, with_mode(&fs::metadata(path)?, mode))
+}
+
+fn with_mode(found: &Metadata, mode: u32) -> Permissions {
+    let mut permissions = found.permissions();
+    permissions.set_readonly(mode & WRITE == 0 && !found.is_dir());
+    permissions
+}
+
+/// Makes a link. Windows distinguishes links to directories, and allows both only to
+/// administrators and in its developer mode.
+pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    let leads_to = link.parent().unwrap_or(link).join(target);
+    if leads_to.is_dir() {
+        windows::symlink_dir(target, link)
+    } else {
+        windows::symlink_file(target, link)
+    }
+}
+
+/// Opens a file or directory for reading.
+pub fn open_to_read(path: &Path, follows_link: bool) -> io::Result<File> {
+    let link = if follows_link {
+        0
+    } else {
+        FILE_FLAG_OPEN_REPARSE_POINT
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(link | FILE_FLAG_BACKUP_SEMANTICS)
+        .open(path)?;
+    if file.metadata()?.is_symlink() {
+        return Err(io::Error::from_raw_os_error(ERROR_CANT_ACCESS_FILE as i32));
+    }
+    Ok(file)
+}
+
+/// Returns whether a file was not opened because it is a link.
+pub fn is_link(cause: &io::Error) -> bool {
+    cause.raw_os_error() == Some(ERROR_CANT_ACCESS_FILE as i32)
+}
+
+/// Returns a handle to the standard output without the buffer and the lock of std.
+pub fn own_stdout() -> io::Result<File> {
+    io::stdout()
+        .as_handle()
+        .try_clone_to_owned()
+        .map(File::from)
+}
