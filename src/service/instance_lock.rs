@@ -16,7 +16,7 @@ use super::process::{Process, another_program};
 use crate::{
     error::{Code, Error, Result},
     project::Project,
-    system::{file_id::FileId, holders},
+    system::{file_id::FileId, holders, portable},
     util::{
         atomic_file,
         file_lock::{self, host_name},
@@ -56,7 +56,7 @@ impl Holder {
         let Some(file) = open_lock(project)? else {
             return Ok(None);
         };
-        match file.try_lock_shared() {
+        match portable::try_lock_shared(&file) {
             Ok(()) => Ok(None),
             Err(TryLockError::Error(cause)) => Err(failed(cause)),
             Err(TryLockError::WouldBlock) => {
@@ -167,7 +167,7 @@ impl InstanceLock {
         let path = path(project);
         let failed = |cause| Error::io("lock", &path, cause);
         let mut file = atomic_file::open_lock(&path)?;
-        match file.try_lock() {
+        match portable::try_lock(&file) {
             Ok(()) => {}
             Err(TryLockError::Error(cause)) => return Err(file_lock::refused(&path, cause)),
             Err(TryLockError::WouldBlock) => {
@@ -210,6 +210,8 @@ impl InstanceLock {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

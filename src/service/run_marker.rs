@@ -21,7 +21,10 @@ use crate::{
     error::{Code, Error, Result},
     project::Project,
     schedule::plan::Trigger,
-    system::file_id::FileId,
+    system::{
+        file_id::FileId,
+        portable::{lock, try_lock_shared},
+    },
     util::{atomic_file, regular_file},
 };
 
@@ -75,7 +78,7 @@ impl RunMarker {
         let failed = |cause| Error::io("write", &path, cause);
         // The file is locked before it gets its name, so it is never visible without a lock.
         let mut file = atomic_file::TempFile::new(&dir)?;
-        file.file().lock().map_err(failed)?;
+        lock(file.file()).map_err(failed)?;
         let record = Record {
             started_at: began.at,
             trigger,
@@ -134,7 +137,7 @@ pub fn killed(project: &Project) -> Vec<(PathBuf, Run)> {
 
 fn killed_run(path: &Path) -> Option<Run> {
     let file = regular_file::open(path).ok()?;
-    file.try_lock_shared().ok()?;
+    try_lock_shared(&file).ok()?;
     // A run that has just ended has removed its marker.
     if FileId::of(&file).ok()?.names == 0 {
         return None;

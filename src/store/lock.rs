@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use super::{lease::Lease, names::LOCK_FILE};
 use crate::{
     error::{Code, Error, Result},
-    system::{file_id::FileId, holders, user},
+    system::{file_id::FileId, holders, portable, user},
     util::{
         atomic_file,
         file_lock::{self, host_name},
@@ -121,7 +121,8 @@ pub fn refusal(dir: &Path) -> Option<Error> {
 
 /// Returns whether a process writes to the store at `dir`, as far as can be determined.
 pub fn is_held(dir: &Path) -> bool {
-    let tried = regular_file::open(&dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
+    let tried =
+        regular_file::open(&dir.join(LOCK_FILE)).map(|file| portable::try_lock_shared(&file));
     matches!(tried, Ok(Err(TryLockError::WouldBlock)))
 }
 

@@ -9,6 +9,7 @@
 mod os;
 
 pub use os::{
-    FileExt, MetadataExt, OpenOptionsExt, OsStrExt, PermissionsExt, is_link, open_to_read,
-    os_string, own_stdout, set_mode, set_mode_at, symlink,
+    FileExt, MetadataExt, OpenOptionsExt, OsStrExt, PermissionsExt, bytes_with_slashes, is_link,
+    lock, open_to_read, os_string, own_stdout, set_mode, set_mode_at, symlink, try_lock,
+    try_lock_shared,
 };

@@ -147,6 +147,11 @@ impl DirHandle {
             .map_err(|cause| Error::io("open", &self.path, cause))
     }
 
+    /// Returns what to lock in order to lock the directory.
+    pub fn to_lock(&self) -> io::Result<File> {
+        os::to_lock(&self.dir)
+    }
+
     /// Returns the number of the device that the directory is on.
     pub fn device(&self) -> Result<u64> {
         Ok(self.stat()?.device)
@@ -240,7 +245,13 @@ pub struct EntryHandle {
 enum Create {
     No,
     IfMissing,
-    New { mode: u32 },
+    New {
+        #[cfg_attr(
+            windows,
+            expect(dead_code, reason = "a new file gets the access list of its directory")
+        )]
+        mode: u32,
+    },
 }
 
 /// What a file is opened for.

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     error::Result,
-    system::{mounts, refusal::has_no_locks, user},
+    system::{mounts, portable, refusal::has_no_locks, user},
     util::{
         dir_handle,
         operation::{OperationContext, POLL_INTERVAL, Phase},
@@ -29,7 +29,7 @@ pub fn wait(
     context: &OperationContext,
     failed: impl Fn(io::Error) -> crate::Error,
 ) -> Result<bool> {
-    wait_for(file, || file.try_lock(), timeout, context, failed)
+    wait_for(file, || portable::try_lock(file), timeout, context, failed)
 }
 
 /// Works like [`wait`], but shares the lock with other readers.
@@ -39,7 +39,13 @@ pub fn wait_shared(
     context: &OperationContext,
     failed: impl Fn(io::Error) -> crate::Error,
 ) -> Result<bool> {
-    wait_for(file, || file.try_lock_shared(), timeout, context, failed)
+    wait_for(
+        file,
+        || portable::try_lock_shared(file),
+        timeout,
+        context,
+        failed,
+    )
 }
 
 /// Returns the name of this machine for messages about locks and backups.

@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     system::{
         file_system, paths,
-        portable::{MetadataExt, set_mode_at},
+        portable::{MetadataExt, lock, set_mode_at, try_lock},
         user,
     },
     util::{
@@ -60,12 +60,12 @@ impl PrivateDir {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|cause| Error::io("open", &self.path, cause))?,
         }
-        .as_file()?;
+        .to_lock()
+        .map_err(|cause| Error::io("lock", &self.path, cause))?;
         let is_own = dir
             .metadata()
             .is_ok_and(|found| found.uid() == user::current());
-        dir.lock()
-            .map_err(|cause| file_lock::refused(&self.path, cause))?;
+        lock(&dir).map_err(|cause| file_lock::refused(&self.path, cause))?;
         Ok(Some(dir).filter(|_| is_own && self.path.exists()))
     }
 
@@ -215,8 +215,8 @@ pub fn sweep(parent: &Path, prefix: &str) {
                 .metadata()
                 .is_ok_and(|found| found.is_dir() && found.uid() == own);
         if is_ours
-            && let Ok(dir) = File::open(entry.path())
-            && dir.try_lock().is_ok()
+            && let Ok(dir) = DirHandle::open(&entry.path()).and_then(|dir| dir.to_lock())
+            && try_lock(&dir).is_ok()
         {
             let _ = remove_tree(&entry.path());
         }
@@ -225,6 +225,11 @@ pub fn sweep(parent: &Path, prefix: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::Permissions,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
     use super::*;
 
     #[test]
@@ -257,7 +262,7 @@ mod tests {
             fs::create_dir_all(&inner).unwrap();
             fs::write(inner.join("file"), "secret").unwrap();
             fs::write(dir.path().join(name).join("file"), "secret").unwrap();
-            std::os::unix::fs::symlink(parent.path(), dir.path().join(name).join("link")).unwrap();
+            symlink(parent.path(), dir.path().join(name).join("link")).unwrap();
             for locked in [inner.as_path(), inner.parent().unwrap()] {
                 fs::set_permissions(locked, Permissions::from_mode(mode)).unwrap();
             }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     store::Store,
-    system::{mounts, refusal},
+    system::{mounts, portable::try_lock, refusal},
     util::{
         atomic_file, file_lock,
         temp_dir::{PrivateDir, free_bytes},
@@ -188,12 +188,12 @@ fn lock(path: &Path) -> Result<()> {
         file.map_err(|cause| Error::io("open", path, cause))
     };
     let (first, second) = (open()?, open()?);
-    match first.try_lock() {
+    match try_lock(&first) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(wrong(path, "says that a new file is locked")),
         Err(TryLockError::Error(cause)) => return Err(file_lock::refused(path, cause)),
     }
-    match second.try_lock() {
+    match try_lock(&second) {
         Err(TryLockError::WouldBlock) => Ok(()),
         Ok(()) => Err(wrong(path, "gives one lock to two writers")),
         Err(TryLockError::Error(cause)) => Err(file_lock::refused(path, cause)),

@@ -1,6 +1,7 @@
 use std::{
+    borrow::Cow,
     ffi::OsString,
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions, Permissions, TryLockError},
     io,
     os::{fd::AsFd, unix::ffi::OsStringExt},
     path::Path,
@@ -48,4 +49,22 @@ pub fn is_link(cause: &io::Error) -> bool {
 /// Returns a handle to the standard output without the buffer and the lock of std.
 pub fn own_stdout() -> io::Result<File> {
     io::stdout().as_fd().try_clone_to_owned().map(File::from)
+}
+
+/// Returns the bytes of a path, with `/` between its names.
+pub fn bytes_with_slashes(path: &Path) -> Cow<'_, [u8]> {
+    path.as_os_str().as_bytes().into()
+}
+
+/// Waits for a lock (`flock`) of an open file or directory.
+pub fn lock(file: &File) -> io::Result<()> {
+    file.lock()
+}
+
+pub fn try_lock(file: &File) -> Result<(), TryLockError> {
+    file.try_lock()
+}
+
+pub fn try_lock_shared(file: &File) -> Result<(), TryLockError> {
+    file.try_lock_shared()
 }

@@ -1,17 +1,22 @@
 use std::{
+    borrow::Cow,
     ffi::{OsStr, OsString},
-    fs::{self, File, Metadata, OpenOptions, Permissions},
+    fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError},
     io,
     os::windows::{
         fs::{self as windows, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
-        io::AsHandle,
+        io::{AsHandle, AsRawHandle},
     },
     path::Path,
 };
 
 use windows_sys::Win32::{
-    Foundation::ERROR_CANT_ACCESS_FILE,
-    Storage::FileSystem::{FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT},
+    Foundation::{ERROR_CANT_ACCESS_FILE, ERROR_LOCK_VIOLATION},
+    Storage::FileSystem::{
+        FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, LOCK_FILE_FLAGS,
+        LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY, LockFileEx,
+    },
+    System::IO::{OVERLAPPED, OVERLAPPED_0, OVERLAPPED_0_0},
 };
 
 /// The permissions that a file or a directory has for this description.
@@ -201,4 +206,64 @@ pub fn own_stdout() -> io::Result<File> {
         .as_handle()
         .try_clone_to_owned()
         .map(File::from)
+}
+
+/// Returns the bytes of a path, with `/` between its names.
+pub fn bytes_with_slashes(path: &Path) -> Cow<'_, [u8]> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.contains(&b'\\') {
+        let slash = |byte: &u8| if *byte == b'\\' { b'/' } else { *byte };
+        bytes.iter().map(slash).collect::<Vec<u8>>().into()
+    } else {
+        bytes.into()
+    }
+}
+
+/// Waits for a lock of an open file. It keeps only other locks out: other processes may read the
+/// file, because the lock covers a byte that no file reaches.
+pub fn lock(file: &File) -> io::Result<()> {
+    lock_with(file, LOCKFILE_EXCLUSIVE_LOCK)
+}
+
+pub fn try_lock(file: &File) -> Result<(), TryLockError> {
+    tried(lock_with(
+        file,
+        LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY,
+    ))
+}
+
+pub fn try_lock_shared(file: &File) -> Result<(), TryLockError> {
+    tried(lock_with(file, LOCKFILE_FAIL_IMMEDIATELY))
+}
+
+fn tried(locked: io::Result<()>) -> Result<(), TryLockError> {
+    locked.map_err(|cause| {
+        if cause.raw_os_error() == Some(ERROR_LOCK_VIOLATION as i32) {
+            TryLockError::WouldBlock
+        } else {
+            TryLockError::Error(cause)
+        }
+    })
+}
+
+#[allow(
+    unsafe_code,
+    reason = "std locks all bytes of a file, and nobody can then read it"
+)]
+fn lock_with(file: &File, flags: LOCK_FILE_FLAGS) -> io::Result<()> {
+    const OFFSET_HIGH: u32 = 1 << 30;
+    let mut at = OVERLAPPED {
+        Anonymous: OVERLAPPED_0 {
+            Anonymous: OVERLAPPED_0_0 {
+                Offset: 0,
+                OffsetHigh: OFFSET_HIGH,
+            },
+        },
+        ..OVERLAPPED::default()
+    };
+    // SAFETY: the handle is open, and the place of the lock is in `at`.
+    if unsafe { LockFileEx(file.as_raw_handle(), flags, 0, 1, 0, &mut at) } == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }

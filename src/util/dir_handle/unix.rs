@@ -118,6 +118,11 @@ pub fn to_sync(dir: &Dir) -> io::Result<File> {
     dir.try_clone().map(File::from)
 }
 
+/// Returns the directory itself, which leaves no lock file.
+pub fn to_lock(dir: &Dir) -> io::Result<File> {
+    dir.try_clone().map(File::from)
+}
+
 /// Opens a directory; fails for a link.
 pub fn enter(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
     Ok(openat(

@@ -58,6 +58,9 @@ use crate::{
 
 pub type Dir = OwnedHandle;
 
+/// The file that is locked instead of its directory.
+const LOCK_FILE: &str = ".kg-directory.lock";
+
 const ON_THE_WAY: u32 = FILE_TRAVERSE | FILE_READ_ATTRIBUTES | SYNCHRONIZE;
 const DIRECTORY: u32 = ON_THE_WAY | FILE_LIST_DIRECTORY;
 const SHARE: u32 = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
@@ -111,6 +114,13 @@ pub fn readable(dir: &Dir) -> io::Result<Dir> {
 pub fn to_sync(dir: &Dir) -> io::Result<File> {
     let rights = DIRECTORY | FILE_ADD_FILE;
     open_below(dir, OsStr::new(""), rights, FILE_OPEN, FILE_DIRECTORY_FILE).map(File::from)
+}
+
+/// Returns a file in the directory, because Windows does not lock directories. Backups leave out
+/// files with this ending.
+pub fn to_lock(dir: &Dir) -> io::Result<File> {
+    let name = OsStr::new(LOCK_FILE);
+    open_at(dir, name, Access::ReadWrite, Create::IfMissing)
 }
 
 /// Opens a directory; fails for a link.
@@ -328,9 +338,14 @@ pub fn give(_dir: &Dir, _name: &OsStr, _user: u32, _group: u32) -> io::Result<()
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Returns the present path of this open directory; `path` if the system does not tell.
+/// Returns the present path of this open directory, or of the directory with this open lock file;
+/// `path` if the system does not tell.
 pub fn held_path(handle: &impl AsRawHandle, path: &Path) -> PathBuf {
-    path_of(handle).unwrap_or_else(|_| path.to_path_buf())
+    match path_of(handle) {
+        Ok(found) if found.ends_with(LOCK_FILE) => found.parent().unwrap_or(path).to_path_buf(),
+        Ok(found) => found,
+        Err(_) => path.to_path_buf(),
+    }
 }
 
 /// Opens or creates a name below a directory, or the directory itself if the name is empty. A link

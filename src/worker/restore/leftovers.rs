@@ -10,6 +10,7 @@ use super::{journal, lock::lock_and_recover, undo};
 use crate::{
     error::{Error, Result, Warning, WarningCode},
     project::{STAGING_PREFIX, STATE_DIR, UNDO_DIR},
+    system::portable::try_lock,
     util::{
         atomic_file::{self, PARTIAL_PREFIX},
         dir_handle::DirHandle,
@@ -73,8 +74,8 @@ fn left_behind(state: &Path) -> Result<Vec<(PathBuf, Option<File>)>> {
         }
         let dir = (kind.is_dir() && name.starts_with(STAGING_PREFIX))
             .then(|| DirHandle::open(&entry.path()).ok())??;
-        let dir = dir.as_file().ok()?;
-        dir.try_lock().ok()?;
+        let dir = dir.to_lock().ok()?;
+        try_lock(&dir).ok()?;
         Some((entry.path(), Some(dir)))
     });
     Ok(left.collect())

@@ -22,7 +22,9 @@ use crate::{
 /// target. `KG_TARGET_LOCKED` if the lock is not available in time.
 pub fn lock_target(state: &Path, timeout: Duration, context: &OperationContext) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
-    let dir = DirHandle::open(state).map_err(failed)?.as_file()?;
+    let dir = DirHandle::open(state)
+        .and_then(|dir| dir.to_lock())
+        .map_err(failed)?;
     if file_lock::wait(&dir, timeout, context, failed)? {
         return Ok(dir);
     }
@@ -40,7 +42,9 @@ pub fn lock_against_restores(
     cancel: &CancelToken,
 ) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
-    let dir = DirHandle::open(state).map_err(failed)?.as_file()?;
+    let dir = DirHandle::open(state)
+        .and_then(|dir| dir.to_lock())
+        .map_err(failed)?;
     if file_lock::wait_shared(
         &dir,
         timeout,
