@@ -60,6 +60,10 @@ pub struct ConnectionGuards {
 }
 
 /// The result of taking a snapshot.
+#[cfg_attr(
+    windows,
+    expect(clippy::large_enum_variant, reason = "there is one for each database")
+)]
 pub enum Capture {
     Snapshot(Snapshot),
     /// The unchanged bytes of a file that SQLite refuses, and the reason.
