@@ -10,12 +10,8 @@
 use std::{
     env,
     ffi::OsString,
-    fs::{self, File},
+    fs::File,
     io::Read,
-    os::unix::{
-        fs::MetadataExt,
-        process::{CommandExt, parent_id},
-    },
     path::{Path, PathBuf},
     process::{self, ExitCode},
 };
@@ -25,13 +21,16 @@ use clap::{
     builder::StyledStr,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use nix::{
-    sys::signal::SigSet,
-    unistd::{AccessFlags, access},
-};
 
 use super::{output::Output, usage};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    system::{
+        file_id::FileId,
+        process::{give_place_to, parent_id},
+        user,
+    },
+};
 
 const NAME: &str = "kg";
 /// Names the host's executable.
@@ -143,14 +142,12 @@ fn similar(command: &Command, word: &str) -> Option<String> {
 fn run(host: &Path) -> Error {
     let process = PathBuf::from(process::id().to_string());
     let tried = [vec![process], tried(), vec![host.to_path_buf()]].concat();
-    // This process blocks signals that the host does not expect to be blocked.
-    let _ = SigSet::all().thread_unblock();
     let joined = env::join_paths(&tried).unwrap_or_default();
-    let cause = process::Command::new(host)
+    let mut command = process::Command::new(host);
+    command
         .args(env::args_os().skip(1))
-        .env(TRIED_VARIABLE, joined)
-        .exec();
-    Error::io("start", host, cause)
+        .env(TRIED_VARIABLE, joined);
+    Error::io("start", host, give_place_to(&mut command))
 }
 
 fn refused(error: &Error) -> ExitCode {
@@ -186,7 +183,7 @@ fn find() -> Result<Option<PathBuf>> {
     // A relative entry would run a file of the working directory.
     let mut candidates = env::split_paths(&path)
         .filter(|dir| dir.is_absolute())
-        .map(|dir| dir.join(NAME));
+        .map(|dir| dir.join(NAME).with_extension(env::consts::EXE_EXTENSION));
     Ok(candidates.find(|candidate| {
         !tried.contains(candidate) && is_executable(candidate) && !is_ours(candidate)
     }))
@@ -204,7 +201,7 @@ fn tried() -> Vec<PathBuf> {
 }
 
 fn is_executable(path: &Path) -> bool {
-    path.is_file() && access(path, AccessFlags::X_OK).is_ok()
+    path.is_file() && user::may_execute(path)
 }
 
 /// Returns whether a file is the `kg` of this package, or of another copy of it: the native one,
@@ -213,10 +210,9 @@ fn is_ours(path: &Path) -> bool {
     let Ok(real) = path.canonicalize() else {
         return false;
     };
-    let own = env::current_exe().and_then(fs::metadata);
-    let is_this = own.is_ok_and(|own| {
-        fs::metadata(&real).is_ok_and(|it| (it.dev(), it.ino()) == (own.dev(), own.ino()))
-    });
+    let own = env::current_exe().and_then(|own| FileId::at(&own));
+    let is_this =
+        own.is_ok_and(|own| FileId::at(&real).is_ok_and(|it| it.identity == own.identity));
     let has_addon = || real.parent().is_some_and(|dir| dir.join(ADDON).exists());
     is_this || has_addon() || is_launcher(&real) || runs_launcher(&real)
 }

@@ -60,3 +60,8 @@ pub fn give_open(file: &File, owner: (u32, u32)) -> io::Result<()> {
 pub fn may_change(path: &Path) -> io::Result<()> {
     os::may_change(path)
 }
+
+/// Returns whether the real user may run a file.
+pub fn may_execute(path: &Path) -> bool {
+    os::may_execute(path)
+}

@@ -1,3 +1,9 @@
+use std::{
+    io,
+    os::unix::process::{self, CommandExt},
+    process::Command,
+};
+
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     signal::{SigSet, Signal},
@@ -23,4 +29,14 @@ pub fn lift_limits() {
 pub fn leave_terminal() {
     // A session of its own. The call fails only for a process that already leads a process group.
     let _ = nix::unistd::setsid();
+}
+
+pub fn parent_id() -> u32 {
+    process::parent_id()
+}
+
+pub fn give_place_to(command: &mut Command) -> io::Error {
+    // This process blocks signals that the next program does not expect to be blocked.
+    let _ = SigSet::all().thread_unblock();
+    command.exec()
 }

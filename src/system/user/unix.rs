@@ -49,3 +49,7 @@ pub fn give_open(file: &File, (user, group): (u32, u32)) -> io::Result<()> {
 pub fn may_change(path: &Path) -> io::Result<()> {
     Ok(access(path, AccessFlags::R_OK | AccessFlags::W_OK)?)
 }
+
+pub fn may_execute(path: &Path) -> bool {
+    access(path, AccessFlags::X_OK).is_ok()
+}

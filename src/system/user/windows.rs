@@ -8,7 +8,7 @@ use std::{
 };
 
 use windows_sys::Win32::Storage::FileSystem::{
-    FILE_ADD_FILE, FILE_FLAG_BACKUP_SEMANTICS, FILE_GENERIC_READ, FILE_GENERIC_WRITE,
+    FILE_ADD_FILE, FILE_EXECUTE, FILE_FLAG_BACKUP_SEMANTICS, FILE_GENERIC_READ, FILE_GENERIC_WRITE,
     FILE_WRITE_DATA,
 };
 
@@ -47,6 +47,10 @@ pub fn host_name() -> Option<String> {
 
 pub fn may_change(path: &Path) -> io::Result<()> {
     opened(path, FILE_GENERIC_READ | FILE_GENERIC_WRITE)
+}
+
+pub fn may_execute(path: &Path) -> bool {
+    may(path, FILE_EXECUTE)
 }
 
 fn may(path: &Path, right: u32) -> bool {
