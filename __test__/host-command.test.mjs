@@ -188,9 +188,7 @@ test('the help says which commands are whose, and runs nothing', async () => {
   const words = (text) => text.replace(/\s+/g, ' ');
   for (const args of [['--help'], ['-h'], ['help'], []]) {
     const { stdout, stderr } = await kg(args, on([...ours, hostDir]));
-    expect(words(stdout + stderr)).toContain(
-      'Other commands, such as init, belong to the host',
-    );
+    expect(words(stdout + stderr)).toContain('Other commands, such as init, belong to the host');
     expect(words(stdout + stderr)).toContain(`Here that is ${host}.`);
     const without = await kg(args, on(ours));
     expect(words(without.stdout + without.stderr)).toContain('None is installed here.');

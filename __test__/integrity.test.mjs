@@ -536,7 +536,12 @@ describe('freshness', () => {
     const { root, backups } = makeProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const day = backupFreshnessCheck(manager, { maxAge: '24h' });
-    expect(day).toEqual({ name: 'backup-freshness', interval: '1h', check: expect.any(Function) });
+    expect(day).toEqual({
+      name: 'backup-freshness',
+      interval: '1h',
+      check: expect.any(Function),
+      status: expect.any(Function),
+    });
     expect(await day.check()).toBe(false);
     const { timestamp } = await manager.createBackup();
     expect(await day.check()).toBe(true);
@@ -660,7 +665,7 @@ describe('kg', () => {
     expect(listed).toMatchObject({
       status: 3,
       stdout: expect.stringMatching(
-        /error +1 edges .*\[KG_ISSUE_EDGE_SOURCE\]\n.*\n +repair would: /,
+        /error +1 edge .*\[KG_ISSUE_EDGE_SOURCE\]\n.*\n +repair would: /,
       ),
     });
     const asked = await kg(['diag', 'repair'], { cwd: root });

@@ -301,7 +301,7 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     ).toBe(0);
     const restore = (args) =>
       `'${kgPath}' diag restore --backup-dir '${backups}' --file latest --target '${base}/restored' --yes ${args}`;
-    expect(runWithoutPrompt(restore('--config-only'), root, {})).toContain('Restored 1 files');
+    expect(runWithoutPrompt(restore('--config-only'), root, {})).toContain('Restored 1 file (');
     expect(
       runWithoutPrompt(restore('--db-only --decrypt'), root, { KG_PASSPHRASE_FILE: key }),
     ).toContain('Restored');

@@ -718,7 +718,7 @@ test.skipIf(!hasStrace)(
       readdirSync(backups).filter((name) => /^kg-.*\.tar\.gz$/.test(name)).length;
     const outcomes = new Set();
     // Repeats until the command no longer reaches the fault.
-    for (let time = 5; !outcomes.has(''); time += 1) {
+    for (let time = 6; !outcomes.has(''); time += 1) {
       const before = (await manager.listBackups()).length;
       const fault = [
         '-P',

@@ -94,10 +94,10 @@ describe.runIf(isRoot)('when the system allows no more', () => {
     expect(readFileSync(noise, 'utf8')).toBe('newer');
   });
 
-  test('than 24 open files, everything works', () => {
+  test('than 26 open files, everything works', () => {
     const { backups, limited } = setUp();
     const works = (...args) =>
-      expect(limited('--nofile=24:24', ...args), args.join(' ')).toMatchObject({ status: 0 });
+      expect(limited('--nofile=26:26', ...args), args.join(' ')).toMatchObject({ status: 0 });
     works('backup', '--output', backups);
     works('backup', '--output', backups, '--type', 'incremental');
     works('backup', '--verify', 'latest', '--output', backups);

@@ -69,7 +69,7 @@ test('a command makes missing vectors, and does not run if none are missing', as
     "DELETE FROM embeddings WHERE id IN ('n3', 'n4')",
   ]);
   expect((await regenerate([], { KG_VECTORS_COMMAND: command })).stdout).toMatch(
-    /^2 of 20 nodes have no vector; running: /,
+    /^2 of 20 nodes without a vector; running: /,
   );
   expect(readFileSync(path.join(root, 'ran.txt'), 'utf8')).toBe('ran\nran\n');
 });

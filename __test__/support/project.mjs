@@ -92,7 +92,7 @@ export function fingerprint(root) {
   const isKept = (entry) =>
     entry.isFile() &&
     entry.name !== 'backup-project-id' &&
-    !entry.parentPath.includes('/cache/backup-pages');
+    !entry.parentPath.includes('/.kg/cache');
   const files = readdirSync(root, { recursive: true, withFileTypes: true }).filter(isKept);
   return files
     .map((entry) => path.join(entry.parentPath, entry.name))

@@ -48,7 +48,7 @@ const COLUMNS: [Align; 5] = [
 /// Lists the backups and returns the exit status.
 pub fn list(store: &Store, root: &Path, output: &Output) -> Result<u8> {
     store.assert_meant()?;
-    assert_exists(store, root)?;
+    assert_exists(store, root).inspect_err(|_| output.warnings(&emptied(store, &[])))?;
     let listing = store.read()?;
     let status = if listing.unread().next().is_some() {
         LESS
@@ -136,20 +136,21 @@ fn list_warnings(store: &Store, listing: &Listing) -> Vec<Warning> {
         );
         warnings.push(Warning::new(WarningCode::Store, message));
     }
-    let own: Vec<Backup> = backups
-        .iter()
-        .filter(|backup| store.is_own(backup))
-        .cloned()
-        .collect();
-    let emptied = store
-        .home()
-        .and_then(|home| known_stores::emptied(home, store, &own));
-    warnings.extend(emptied);
+    warnings.extend(emptied(store, backups));
     let preferred = store.preferred(backups.to_vec());
     if let Some(latest) = newest_good(&preferred) {
         warnings.extend(store.doubts("latest", &latest.archive, None));
     }
     warnings
+}
+
+/// Returns the warning about a store that contained backups of the project at the last run.
+fn emptied(store: &Store, backups: &[Backup]) -> Vec<Warning> {
+    let own = backups.iter().filter(|backup| store.is_own(backup));
+    let own: Vec<Backup> = own.cloned().collect();
+    let home = store.home();
+    let emptied = home.and_then(|home| known_stores::emptied(home, store, &own));
+    Vec::from_iter(emptied)
 }
 
 /// Returns the mark of a file that cannot be used as a backup.
