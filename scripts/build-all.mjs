@@ -7,7 +7,6 @@
 // what it lacks of macOS. Where a platform can be run here, natively or emulated, its packages are
 // tried too.
 
-import { spawnSync } from 'node:child_process';
 import { copyFileSync, rmSync, statSync } from 'node:fs';
 import path from 'node:path';
 
@@ -17,30 +16,13 @@ import makeCommonJs from './commonjs.mjs';
 import { ADDON, OLDEST_GLIBC, OLDEST_MACOS, platforms, PROGRAM, root } from './platforms.mjs';
 import { smoke } from './smoke.mjs';
 import { isRunnable } from './systems.mjs';
-import { installWheel } from './wheels.mjs';
-
-const ZIG = 'ziglang==0.17.1';
-const ZIGBUILD = 'cargo-zigbuild==0.24.1';
-
-function must(command, args, env) {
-  const { status, error } = spawnSync(command, args, {
-    cwd: root,
-    stdio: 'inherit',
-    env: { ...process.env, ...env },
-  });
-  if (status === 0) return;
-  console.error(`${[command, ...args].join(' ')} failed${error ? `: ${error.message}` : ''}`);
-  process.exit(1);
-}
+import { cargoFor } from './zig.mjs';
 
 /** Builds the native parts of a platform and copies them to npm/. */
 function build(platform) {
   const { target } = platforms[platform];
-  must('rustup', ['target', 'add', target]);
-  const zig = target.endsWith('-gnu') ? `${target}.${OLDEST_GLIBC}` : target;
-  must('cargo', ['zigbuild', '--locked', '--release', '--target', zig], {
-    PATH: `${path.join(installWheel(ZIGBUILD), 'bin')}:${process.env.PATH}`,
-    CARGO_ZIGBUILD_ZIG_PATH: path.join(installWheel(ZIG), 'ziglang/zig'),
+  const oldest = target.endsWith('-gnu') ? `${target}.${OLDEST_GLIBC}` : target;
+  cargoFor(oldest, 'build', ['--release'], {
     MACOSX_DEPLOYMENT_TARGET: OLDEST_MACOS,
     ...(target.endsWith('-darwin') && { SDKROOT: path.join(root, 'scripts/macos-sdk') }),
   });

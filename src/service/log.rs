@@ -105,6 +105,7 @@ mod tests {
         let files: Vec<_> = fs::read_dir(project.state_dir().join(DIR))
             .unwrap()
             .flatten()
+            .filter(|file| file.file_name() != atomic_file::GITIGNORE)
             .collect();
         assert_eq!(files.len(), MOST_FILES as usize);
         assert!(

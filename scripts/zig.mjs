@@ -1,0 +1,35 @@
+// Compiles for other systems: cargo-zigbuild makes Zig the C compiler and linker of cargo.
+
+import { spawnSync } from 'node:child_process';
+import path from 'node:path';
+
+import { root } from './platforms.mjs';
+import { installWheel } from './wheels.mjs';
+
+const ZIG = 'ziglang==0.17.1';
+const ZIGBUILD = 'cargo-zigbuild==0.24.1';
+
+/** Runs a command in the repository and shows its output. If it fails, ends this process. */
+function must(command, args, env) {
+  const { status, error } = spawnSync(command, args, {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...env },
+  });
+  if (status === 0) return;
+  console.error(`${[command, ...args].join(' ')} failed${error ? `: ${error.message}` : ''}`);
+  process.exit(1);
+}
+
+/**
+ * Runs a command of cargo, such as `zigbuild`, for a Rust target. `target` may end in a version of
+ * glibc.
+ */
+export function cargoFor(target, command, options, env) {
+  must('rustup', ['target', 'add', target.replace(/\.[\d.]+$/, '')]);
+  must('cargo-zigbuild', [command, '--locked', '--target', target, ...options], {
+    PATH: `${path.join(installWheel(ZIGBUILD), 'bin')}:${process.env.PATH}`,
+    CARGO_ZIGBUILD_ZIG_PATH: path.join(installWheel(ZIG), 'ziglang/zig'),
+    ...env,
+  });
+}
