@@ -2,7 +2,7 @@ use std::{
     borrow::Cow,
     ffi::{OsStr, OsString},
     fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError},
-    io,
+    io::{self, Seek, SeekFrom},
     os::windows::{
         fs::{self as windows, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
         io::{AsHandle, AsRawHandle},
@@ -28,7 +28,8 @@ const WRITE: u32 = 0o222;
 const EPOCH_SECONDS: i64 = 11_644_473_600;
 const TICKS_PER_SECOND: u64 = 10_000_000;
 
-/// Reads and writes at an offset. Unlike on Unix, this moves the position of the file.
+/// Reads and writes at an offset, and leaves the position of the file where it was. Windows moves the
+/// position, so no other thread may use it meanwhile.
 pub trait FileExt {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
@@ -68,15 +69,25 @@ impl FileExt for File {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         /// The error of a read behind the end (`ERROR_HANDLE_EOF`).
         const END_OF_FILE: i32 = 38;
-        match self.seek_read(bytes, offset) {
+        match at_same_position(self, || self.seek_read(bytes, offset)) {
             Err(cause) if cause.raw_os_error() == Some(END_OF_FILE) => Ok(0),
             read => read,
         }
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        self.seek_write(bytes, offset)
+        at_same_position(self, || self.seek_write(bytes, offset))
     }
+}
+
+fn at_same_position(
+    mut file: &File,
+    access: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let position = file.stream_position()?;
+    let done = access();
+    file.seek(SeekFrom::Start(position))?;
+    done
 }
 
 pub trait MetadataExt {

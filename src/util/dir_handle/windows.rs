@@ -23,18 +23,20 @@ use windows_sys::{
         Foundation::OBJECT_ATTRIBUTES,
         Storage::FileSystem::{
             FILE_CREATE, FILE_DIRECTORY_FILE, FILE_DISPOSITION_DELETE,
-            FILE_DISPOSITION_IGNORE_READONLY_ATTRIBUTE, FILE_DISPOSITION_INFORMATION_EX,
-            FILE_DISPOSITION_POSIX_SEMANTICS, FILE_NON_DIRECTORY_FILE, FILE_OPEN,
-            FILE_OPEN_FOR_BACKUP_INTENT, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT,
-            FILE_RENAME_INFORMATION, FILE_RENAME_POSIX_SEMANTICS, FILE_RENAME_REPLACE_IF_EXISTS,
-            FILE_SYNCHRONOUS_IO_NONALERT, FileDispositionInformationEx, FileRenameInformationEx,
-            NtCreateFile, NtSetInformationFile,
+            FILE_DISPOSITION_IGNORE_READONLY_ATTRIBUTE, FILE_DISPOSITION_INFORMATION,
+            FILE_DISPOSITION_INFORMATION_EX, FILE_DISPOSITION_POSIX_SEMANTICS,
+            FILE_NON_DIRECTORY_FILE, FILE_OPEN, FILE_OPEN_FOR_BACKUP_INTENT, FILE_OPEN_IF,
+            FILE_OPEN_REPARSE_POINT, FILE_RENAME_INFORMATION, FILE_RENAME_POSIX_SEMANTICS,
+            FILE_RENAME_REPLACE_IF_EXISTS, FILE_SYNCHRONOUS_IO_NONALERT,
+            FileDispositionInformation, FileDispositionInformationEx, FileRenameInformation,
+            FileRenameInformationEx, NtCreateFile, NtSetInformationFile,
         },
     },
     Win32::{
         Foundation::{
             ERROR_CANT_ACCESS_FILE, ERROR_CANT_RESOLVE_FILENAME, ERROR_DIRECTORY,
-            ERROR_NOT_A_REPARSE_POINT, HANDLE, NTSTATUS, RtlNtStatusToDosError, UNICODE_STRING,
+            ERROR_INVALID_FUNCTION, ERROR_INVALID_PARAMETER, ERROR_NOT_A_REPARSE_POINT,
+            ERROR_NOT_SUPPORTED, HANDLE, NTSTATUS, RtlNtStatusToDosError, UNICODE_STRING,
         },
         Storage::FileSystem::{
             DELETE, FILE_ADD_FILE, FILE_APPEND_DATA, FILE_ATTRIBUTE_NORMAL,
@@ -263,17 +265,40 @@ fn move_to(from: &Dir, old: &OsStr, to: &Dir, new: &OsStr, flags: u32) -> io::Re
             .add(name_at)
             .copy_from_nonoverlapping(name.as_ptr().cast(), size_of_val(name.as_slice()));
     }
-    let mut status = IO_STATUS_BLOCK::default();
-    // SAFETY: both handles are open, and the buffer has the length that is given.
-    succeeded(unsafe {
-        NtSetInformationFile(
-            entry.as_raw_handle(),
-            &mut status,
-            start.cast(),
-            bytes as u32,
-            FileRenameInformationEx,
-        )
-    })
+    let set = |order: *const FILE_RENAME_INFORMATION, class| {
+        let mut status = IO_STATUS_BLOCK::default();
+        // SAFETY: both handles are open, and the buffer has the length that is given.
+        succeeded(unsafe {
+            NtSetInformationFile(
+                entry.as_raw_handle(),
+                &mut status,
+                order.cast(),
+                bytes as u32,
+                class,
+            )
+        })
+    };
+    match set(start, FileRenameInformationEx) {
+        Err(cause) if is_unknown_class(&cause) => {
+            let replaces = flags & FILE_RENAME_REPLACE_IF_EXISTS != 0;
+            // SAFETY: as above.
+            unsafe { (*start).Anonymous.ReplaceIfExists = replaces };
+            set(start, FileRenameInformation)
+        }
+        renamed => renamed,
+    }
+}
+
+/// Returns whether the file system (FAT, some network shares) or the system (before Windows 10,
+/// Wine) does not have the newer form of a call.
+fn is_unknown_class(cause: &io::Error) -> bool {
+    [
+        ERROR_INVALID_FUNCTION,
+        ERROR_INVALID_PARAMETER,
+        ERROR_NOT_SUPPORTED,
+    ]
+    .iter()
+    .any(|code| cause.raw_os_error() == Some(*code as i32))
 }
 
 pub fn make_dir(dir: &Dir, name: &OsStr, _mode: u32) -> io::Result<()> {
@@ -292,8 +317,8 @@ pub fn remove_dir(dir: &Dir, name: &OsStr) -> io::Result<()> {
     remove(dir, name, FILE_DIRECTORY_FILE)
 }
 
-/// Removes a name at once, even if the file is open elsewhere, as on Unix.
-#[allow(unsafe_code, reason = "std removes only by path")]
+/// Removes a name at once, even if the file is open elsewhere, as on Unix. Where that is not
+/// possible, the name goes when the last handle is closed.
 fn remove(dir: &Dir, name: &OsStr, kind: u32) -> io::Result<()> {
     let entry = open_below(dir, name, DELETE | SYNCHRONIZE, FILE_OPEN, kind)?;
     let order = FILE_DISPOSITION_INFORMATION_EX {
@@ -301,15 +326,27 @@ fn remove(dir: &Dir, name: &OsStr, kind: u32) -> io::Result<()> {
             | FILE_DISPOSITION_POSIX_SEMANTICS
             | FILE_DISPOSITION_IGNORE_READONLY_ATTRIBUTE,
     };
+    match set_information(&entry, FileDispositionInformationEx, &order) {
+        Err(cause) if is_unknown_class(&cause) => set_information(
+            &entry,
+            FileDispositionInformation,
+            &FILE_DISPOSITION_INFORMATION { DeleteFile: true },
+        ),
+        removed => removed,
+    }
+}
+
+#[allow(unsafe_code, reason = "std has no such call")]
+fn set_information<T>(entry: &Dir, class: i32, value: &T) -> io::Result<()> {
     let mut status = IO_STATUS_BLOCK::default();
-    // SAFETY: the handle is open, and the length is that of `order`.
+    // SAFETY: the handle is open, and the length is that of `value`.
     succeeded(unsafe {
         NtSetInformationFile(
             entry.as_raw_handle(),
             &mut status,
-            (&raw const order).cast(),
-            size_of::<FILE_DISPOSITION_INFORMATION_EX>() as u32,
-            FileDispositionInformationEx,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as u32,
+            class,
         )
     })
 }
