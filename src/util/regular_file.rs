@@ -120,6 +120,9 @@ pub fn open_orders(
 
 /// Returns why a user other than this one and root could have written a file, if one could.
 pub fn why_foreign(found: &Metadata) -> Option<String> {
+    if !user::knows_owners() {
+        return Some("this system does not say who can write to it".into());
+    }
     let user = user::current();
     if found.uid() != user && found.uid() != 0 {
         return Some(format!(

@@ -11,7 +11,7 @@ use nix::{errno::Errno, fcntl::OFlag};
 
 pub use std::os::unix::{
     ffi::OsStrExt,
-    fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+    fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
 };
 
 /// Returns the text of these bytes. `None` if no name on this system has them.

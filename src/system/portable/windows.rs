@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError},
     io::{self, Seek, SeekFrom},
     os::windows::{
-        fs::{self as windows, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+        fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
         io::{AsHandle, AsRawHandle},
     },
     path::Path,
@@ -176,17 +176,6 @@ fn with_mode(found: &Metadata, mode: u32) -> Permissions {
     let mut permissions = found.permissions();
     permissions.set_readonly(mode & WRITE == 0 && !found.is_dir());
     permissions
-}
-
-/// Makes a link. Windows distinguishes links to directories, and allows both only to
-/// administrators and in its developer mode.
-pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    let leads_to = link.parent().unwrap_or(link).join(target);
-    if leads_to.is_dir() {
-        windows::symlink_dir(target, link)
-    } else {
-        windows::symlink_file(target, link)
-    }
 }
 
 /// Opens a file or directory for reading.

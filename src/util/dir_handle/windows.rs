@@ -10,7 +10,7 @@ use std::{
     io,
     os::windows::{
         ffi::{OsStrExt, OsStringExt},
-        fs::OpenOptionsExt,
+        fs::{OpenOptionsExt, symlink_dir, symlink_file},
         io::{AsRawHandle, FromRawHandle, OwnedHandle},
     },
     path::{Path, PathBuf},
@@ -306,7 +306,18 @@ pub fn make_dir(dir: &Dir, name: &OsStr, _mode: u32) -> io::Result<()> {
 }
 
 pub fn make_link(dir: &Dir, _path: &Path, name: &OsStr, target: &Path) -> io::Result<()> {
-    portable::symlink(target, &path_of(dir)?.join(name))
+    symlink(target, &path_of(dir)?.join(name))
+}
+
+/// Makes a link. Windows distinguishes links to directories, and allows both only to
+/// administrators and in its developer mode.
+fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    let leads_to = link.parent().unwrap_or(link).join(target);
+    if leads_to.is_dir() {
+        symlink_dir(target, link)
+    } else {
+        symlink_file(target, link)
+    }
 }
 
 pub fn unlink(dir: &Dir, name: &OsStr) -> io::Result<()> {
