@@ -1,6 +1,13 @@
 // The packages of the platforms, and what a release refuses.
 
-import { chmodSync, copyFileSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  chmodSync,
+  copyFileSync,
+  readFileSync,
+  readdirSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 
@@ -18,6 +25,7 @@ import {
   platformFiles,
   platforms,
   PROGRAM,
+  sizeLimits,
 } from '../scripts/platforms.mjs';
 import { releaseProblems } from '../scripts/pack.mjs';
 import { kgPath, repository, run } from './support/processes.mjs';
@@ -77,7 +85,9 @@ describe('a release is refused', () => {
   });
 
   test('if a part is larger than its limit, as with debug information', () => {
-    expect(partProblems('linux-x64-gnu', parts()).join('\n')).toMatch(
+    const directory = parts();
+    appendFileSync(path.join(directory, PROGRAM), Buffer.alloc(sizeLimits[PROGRAM]));
+    expect(partProblems('linux-x64-gnu', directory).join('\n')).toMatch(
       /kg has \d+ bytes, more than \d+/,
     );
   });
