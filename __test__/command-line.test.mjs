@@ -219,6 +219,7 @@ describe('confirmations', () => {
     const [id] = ids;
     for (const args of [
       ['restore', '--file', 'latest'],
+      ['restore', '--file', 'latest', '--overwrite'],
       ['restore', '--undo'],
       ['delete', id],
       ['backup', '--delete', id],

@@ -128,9 +128,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<u8> {
         "Restore over the project in {}? Replaced files are kept.",
         target.display()
     );
-    if args.must_ask(&target) {
-        confirm::ask(&question)?;
-    }
+    args.confirm(&target, &question)?;
     let options = RestoreOptions {
         only: args.only(),
         paths: (!args.path.is_empty()).then(|| args.path.clone()),
@@ -191,9 +189,7 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<u8> {
         "Undo the last restore into {}? Replaced files are kept.",
         target.display()
     );
-    if args.must_ask(&target) {
-        confirm::ask(&question)?;
-    }
+    args.confirm(&target, &question)?;
     let options = UndoOptions {
         earlier: args.earlier,
         force: args.force,
@@ -257,9 +253,15 @@ impl RestoreArgs {
         }
     }
 
-    fn must_ask(&self, target: &Path) -> bool {
-        let is_silent = self.yes || self.overwrite || self.dry_run;
-        !is_silent && target.join(STATE_DIR).exists()
+    /// Asks before a project is replaced. Fails with `KG_NOT_CONFIRMED` if the answer is no.
+    fn confirm(&self, target: &Path, question: &str) -> Result<()> {
+        if self.yes || self.dry_run || !target.join(STATE_DIR).exists() {
+            return Ok(());
+        }
+        if self.overwrite {
+            return confirm::require();
+        }
+        confirm::ask(question)
     }
 }
 
