@@ -1,5 +1,5 @@
-// What the native parts contain besides the code of this repository: the list of it for machines
-// (an SBOM in CycloneDX's form) and the licenses of it for people.
+// Describes the software of others in the native parts: an SBOM in the form of CycloneDX for
+// machines, and the licenses for people.
 
 import { execFileSync } from 'node:child_process';
 import { readFileSync, readdirSync } from 'node:fs';

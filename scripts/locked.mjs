@@ -2,11 +2,10 @@
 
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
+import { copyFileSync, readFileSync } from 'node:fs';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 
-const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
+import { installOnce, root } from './install-once.mjs';
 
 /**
  * Installs the packages of the lock file in `folder`, a path in the repository, unless an earlier
@@ -15,23 +14,12 @@ const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 export function installLocked(folder) {
   const lock = readFileSync(path.join(root, folder, 'package-lock.json'));
   const version = createHash('sha256').update(lock).digest('hex').slice(0, 12);
-  const installed = path.join(root, 'target/test-tools', `${path.basename(folder)}-${version}`);
-  if (existsSync(installed)) return installed;
-  const partial = `${installed}.${process.pid}`;
-  rmSync(partial, { recursive: true, force: true });
-  mkdirSync(partial, { recursive: true });
-  for (const file of ['package.json', 'package-lock.json'])
-    copyFileSync(path.join(root, folder, file), path.join(partial, file));
-  const { status } = spawnSync('npm', ['ci', '--prefix', partial, '--no-audit', '--no-fund'], {
-    stdio: ['ignore', 'ignore', 'inherit'],
+  return installOnce(`${path.basename(folder)}-${version}`, (directory) => {
+    for (const file of ['package.json', 'package-lock.json'])
+      copyFileSync(path.join(root, folder, file), path.join(directory, file));
+    const { status } = spawnSync('npm', ['ci', '--prefix', directory, '--no-audit', '--no-fund'], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
+    if (status !== 0) throw new Error(`the packages of ${folder} cannot be installed`);
   });
-  if (status !== 0) throw new Error(`the packages of ${folder} cannot be installed`);
-  try {
-    renameSync(partial, installed);
-  } catch (error) {
-    // Another test file may have installed them meanwhile.
-    if (!existsSync(installed)) throw error;
-    rmSync(partial, { recursive: true });
-  }
-  return installed;
 }

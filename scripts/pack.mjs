@@ -116,7 +116,7 @@ export function releaseProblems() {
 }
 
 /**
- * Packs the packages of the platforms and the package itself, for a trial only that of one platform.
+ * Packs the packages of the platforms and the package itself. A trial packs only one platform.
  * Returns the paths of the tarballs.
  */
 export function pack(out, trialPlatform) {

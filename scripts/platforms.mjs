@@ -1,4 +1,4 @@
-// The platforms that have a package with the native parts, and what is in such a package.
+// The platforms that have a package with the native parts, and the files of such a package.
 //
 //   node scripts/platforms.mjs --write        writes npm/<platform>/ anew from this file
 //

@@ -9,14 +9,14 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
-  renameSync,
   rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import path from 'node:path';
 
-import { installWheel, tools } from './wheels.mjs';
+import { installOnce, tools } from './install-once.mjs';
+import { installWheel } from './wheels.mjs';
 
 /** The release of Debian that has the packages. Its musl is the first that loads today's Alpine. */
 const SUITE = 'trixie';
@@ -83,16 +83,11 @@ function unpack(packages, directory) {
 }
 
 /** Makes a directory with packages of Debian unless an earlier run did. */
-function installed(name, packages, finish) {
-  const directory = path.join(tools, name);
-  if (existsSync(directory)) return directory;
-  mkdirSync(tools, { recursive: true });
-  const partial = mkdtempSync(path.join(tools, `${name}.`));
-  unpack(packages, partial);
-  finish?.(partial);
-  renameSync(partial, directory);
-  return directory;
-}
+const installed = (name, packages, finish) =>
+  installOnce(name, (directory) => {
+    unpack(packages, directory);
+    finish?.(directory);
+  });
 
 /** Debian keeps the loader in /usr/lib and links /lib to it. */
 function linkLibraries(directory) {

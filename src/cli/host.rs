@@ -151,8 +151,7 @@ fn run(host: &Path) -> Error {
 }
 
 fn refused(error: &Error) -> ExitCode {
-    let wants_json = env::args_os().skip(1).any(|one| one == "--json");
-    let output = Output::of_json("", wants_json);
+    let output = Output::of_json("", usage::wants_json());
     let status = error.code.exit_status();
     output.error(error);
     output.end(status);

@@ -107,9 +107,7 @@ pub fn run_unpin(args: &UnpinArgs, output: &Output) -> Result<u8> {
 }
 
 pub fn run_delete(args: &DeleteArgs, output: &Output) -> Result<u8> {
-    if !args.yes {
-        confirm::require()?;
-    }
+    confirm::require(args.yes)?;
     let store = opened(&args.common, &args.store, output)?;
     let action = Action::Delete(&args.backup, args.cascade);
     action.run(&store, args.waiting.timeout(), output)
@@ -154,10 +152,7 @@ pub struct ManageFlags {
 impl ManageFlags {
     /// Fails with `KG_NOT_CONFIRMED` if the action needs a confirmation.
     pub fn assert_confirmed(&self) -> Result<()> {
-        match self.delete.is_some() && !self.yes {
-            true => confirm::require(),
-            false => Ok(()),
-        }
+        confirm::require(self.yes || self.delete.is_none())
     }
 
     /// Returns the action that the flags ask for.

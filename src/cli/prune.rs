@@ -37,9 +37,7 @@ pub struct PruneArgs {
 }
 
 pub fn run(args: &PruneArgs, output: &Output) -> Result<u8> {
-    if !args.yes && !args.dry_run {
-        confirm::require()?;
-    }
+    confirm::require(args.yes || args.dry_run)?;
     let root = args.common.root()?;
     let settings = settings(&root, output);
     let config = args

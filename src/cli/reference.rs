@@ -4,10 +4,9 @@ use std::path::Path;
 
 use crate::{
     error::{Code, Error, Result},
-    store::{Listing, Store, is_id, is_latest},
+    store::{ID_PREFIX, Listing, Store, is_id, is_latest},
 };
 
-const ID_PREFIX: &str = "backup-";
 /// The shortest beginning of an id, such as the year, counted without the prefix.
 const MIN_BEGINNING: usize = 4;
 /// The number of ids that a message names.
@@ -48,17 +47,15 @@ pub fn id(store: &Store, reference: &str) -> Result<String> {
     }
     // An archive of this store that is named by its path.
     let archive = store.locate(&reference)?;
-    let is_it = |path: &Path| path.file_name() == Path::new(archive.name()).file_name();
-    let listed = store.list()?.into_iter();
-    let mut same = listed.filter(|backup| is_it(Path::new(backup.archive.name())));
-    match same.next() {
-        Some(backup) if backup.archive.path() == archive.path() => Ok(backup.id),
-        _ => Err(Error::new(
+    let mut listed = store.list()?.into_iter();
+    let found = listed.find(|backup| backup.archive.path() == archive.path());
+    found.map(|backup| backup.id).ok_or_else(|| {
+        Error::new(
             Code::BackupNotFound,
             format!("{archive} is not in {}", store.dir().display()),
             "Name its directory with `--backup-dir`",
-        )),
-    }
+        )
+    })
 }
 
 fn is_beginning(reference: &str) -> bool {

@@ -259,7 +259,7 @@ impl RestoreArgs {
             return Ok(());
         }
         if self.overwrite {
-            return confirm::require();
+            return confirm::require(false);
         }
         confirm::ask(question)
     }

@@ -39,11 +39,7 @@ pub fn stop(mut stop: clap::Error) -> ExitCode {
         );
     }
     let status = Code::InvalidOption.exit_status();
-    if given
-        .iter()
-        .take_while(|one| *one != "--")
-        .any(|one| one == "--json")
-    {
+    if wants_json() {
         let command = command_of(&given).split_off(1).join(" ");
         let output = Output::of_json(command, true);
         output.json_error(&error(&stop.render().to_string(), &given));
@@ -52,6 +48,12 @@ pub fn stop(mut stop: clap::Error) -> ExitCode {
     // If standard error is closed, the exit status still reports the error.
     let _ = stop.print();
     ExitCode::from(status)
+}
+
+/// Returns whether the arguments ask for JSON. They may be invalid.
+pub fn wants_json() -> bool {
+    let mut flags = env::args_os().skip(1).take_while(|one| one != "--");
+    flags.any(|one| one == "--json")
 }
 
 /// Returns whether a word is a command of `kg diag`, and not of `kg`.

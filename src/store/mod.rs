@@ -51,7 +51,7 @@ pub use self::{
     catalog::{Flaw, Listing, Unlisted, is_latest, sort},
     encryption_policy::EncryptionPolicy,
     lock::StoreLock,
-    names::is_id,
+    names::{ID_PREFIX, is_id},
     pins::Pin,
     sidecar::{described_beside, manifest_beside},
     usable::{broken_chains, good, newest_good, passed_over, passed_over_warning},

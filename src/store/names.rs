@@ -11,7 +11,7 @@ pub const LOCK_FILE: &str = ".kg-store.lock";
 pub const LATEST: &str = "latest";
 
 const ARCHIVE_PREFIX: &str = "kg-backup-";
-const ID_PREFIX: &str = "backup-";
+pub const ID_PREFIX: &str = "backup-";
 /// Endings of archives, most common first, then those of encrypted archives.
 pub const ENDINGS: [&str; 6] = [
     ".tar.gz",

@@ -5,6 +5,9 @@
 
 use std::{fs::File, io, path::Path};
 
+#[cfg(not(target_os = "linux"))]
+#[path = "file_system/by_file.rs"]
+mod by_file;
 #[cfg_attr(target_os = "linux", path = "file_system/linux.rs")]
 #[cfg_attr(target_os = "macos", path = "file_system/macos.rs")]
 #[cfg_attr(windows, path = "file_system/windows.rs")]

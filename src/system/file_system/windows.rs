@@ -2,7 +2,6 @@
 //! its errors for users without administrator rights, so each file is synced.
 
 use std::{
-    fs::File,
     io,
     os::windows::ffi::OsStrExt,
     path::{Component, Path, Prefix},
@@ -15,6 +14,7 @@ use windows_sys::Win32::{
 };
 
 use super::Space;
+pub use super::by_file::{copy_range, reports_every_error, shares_blocks, sync};
 use crate::system::mounts;
 
 #[allow(unsafe_code, reason = "std has no such call")]
@@ -48,24 +48,4 @@ pub fn network_name(path: &Path) -> Option<String> {
     // SAFETY: the path ends with a zero.
     (is_share || unsafe { GetDriveTypeW(root.as_ptr()) } == DRIVE_REMOTE)
         .then(|| "a share of another machine".into())
-}
-
-pub fn shares_blocks(_file: &File) -> bool {
-    false
-}
-
-pub fn copy_range(
-    _from: (&File, u64),
-    _to: (&File, u64),
-    _most: usize,
-) -> io::Result<Option<usize>> {
-    Ok(None)
-}
-
-pub fn reports_every_error(_file: &File) -> bool {
-    false
-}
-
-pub fn sync(_dir: &File) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }

@@ -147,7 +147,7 @@ impl OpenOptionsExt for OpenOptions {
 }
 
 pub trait OsStrExt {
-    /// Returns the text as UTF-8, with an encoding of its own for what is no Unicode.
+    /// Returns the text as UTF-8, with an encoding of its own for text that is not Unicode.
     fn as_bytes(&self) -> &[u8];
 }
 
@@ -248,7 +248,7 @@ fn tried(locked: io::Result<()>) -> Result<(), TryLockError> {
 
 #[allow(
     unsafe_code,
-    reason = "std locks all bytes of a file, and nobody can then read it"
+    reason = "std locks all bytes of a file, and then no process can read it"
 )]
 fn lock_with(file: &File, flags: LOCK_FILE_FLAGS) -> io::Result<()> {
     const OFFSET_HIGH: u32 = 1 << 30;
