@@ -3,8 +3,8 @@
 //
 //   npm run build:all -- [PLATFORM ...]
 //
-// Zig has the headers and the linker of each platform, and glibc in each version; macos-sdk/ lists
-// what it lacks of macOS. Where a platform can be run here, natively or emulated, its packages are
+// Zig has the headers of each platform, and glibc in each version; macos-sdk/ lists what it lacks of
+// macOS. Where a platform can be run here, natively or emulated, its packages are
 // tried too.
 
 import { copyFileSync, rmSync, statSync } from 'node:fs';
@@ -13,7 +13,7 @@ import path from 'node:path';
 import { platformName } from '../lib/platform-name.mjs';
 import { partProblems } from './binaries.mjs';
 import makeCommonJs from './commonjs.mjs';
-import { ADDON, OLDEST_GLIBC, OLDEST_MACOS, platforms, PROGRAM, root } from './platforms.mjs';
+import { ADDON, OLDEST_GLIBC, platforms, PROGRAM, root } from './platforms.mjs';
 import { smoke } from './smoke.mjs';
 import { isRunnable } from './systems.mjs';
 import { cargoFor } from './zig.mjs';
@@ -22,10 +22,7 @@ import { cargoFor } from './zig.mjs';
 function build(platform) {
   const { target } = platforms[platform];
   const oldest = target.endsWith('-gnu') ? `${target}.${OLDEST_GLIBC}` : target;
-  cargoFor(oldest, 'build', ['--release'], {
-    MACOSX_DEPLOYMENT_TARGET: OLDEST_MACOS,
-    ...(target.endsWith('-darwin') && { SDKROOT: path.join(root, 'scripts/macos-sdk') }),
-  });
+  cargoFor(oldest, 'build', ['--release']);
   const library = target.endsWith('-darwin') ? 'libkg_backup.dylib' : 'libkg_backup.so';
   const built = path.join(process.env.CARGO_TARGET_DIR ?? path.join(root, 'target'), target);
   for (const [from, part] of [

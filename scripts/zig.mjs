@@ -3,7 +3,8 @@
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 
-import { root } from './platforms.mjs';
+import { macosSdk } from './macos-sdk.mjs';
+import { OLDEST_MACOS, root } from './platforms.mjs';
 import { installWheel } from './wheels.mjs';
 
 const ZIG = 'ziglang==0.17.1';
@@ -22,14 +23,29 @@ function must(command, args, env) {
 }
 
 /**
+ * Zig's linker exports every function of a library for macOS, and so keeps those that nothing calls.
+ * The linker of the Rust toolchain does not.
+ */
+function forMacos(target, zig) {
+  const flags = ['-Clinker=rust-lld', '-Clinker-flavor=ld64.lld'];
+  return {
+    options: ['--config', `target.${target}.rustflags=${JSON.stringify(flags)}`],
+    env: { MACOSX_DEPLOYMENT_TARGET: OLDEST_MACOS, SDKROOT: macosSdk(zig) },
+  };
+}
+
+/**
  * Runs a command of cargo, such as `zigbuild`, for a Rust target. `target` may end in a version of
  * glibc.
  */
-export function cargoFor(target, command, options, env) {
+export function cargoFor(target, command, options) {
   must('rustup', ['target', 'add', target.replace(/\.[\d.]+$/, '')]);
-  must('cargo-zigbuild', [command, '--locked', '--target', target, ...options], {
+  const zig = path.join(installWheel(ZIG), 'ziglang');
+  const special = target.endsWith('-darwin') ? forMacos(target, zig) : { options: [], env: {} };
+  const args = [command, '--locked', '--target', target, ...options, ...special.options];
+  must('cargo-zigbuild', args, {
     PATH: `${path.join(installWheel(ZIGBUILD), 'bin')}:${process.env.PATH}`,
-    CARGO_ZIGBUILD_ZIG_PATH: path.join(installWheel(ZIG), 'ziglang/zig'),
-    ...env,
+    CARGO_ZIGBUILD_ZIG_PATH: path.join(zig, 'zig'),
+    ...special.env,
   });
 }
