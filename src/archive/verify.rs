@@ -12,10 +12,7 @@ use super::{
     report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry},
     seal::FileFacts,
 };
-use crate::{
-    system::portable::OsStrExt,
-    {project::names, util::hex::hex},
-};
+use crate::{project::names, system::portable::OsStrExt, util::hex::hex};
 
 /// The smallest page of SQLite. The blocks of a database are not smaller.
 const MIN_PAGE_BYTES: u64 = 512;

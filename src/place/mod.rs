@@ -21,8 +21,7 @@ pub use self::{
     object_place::{Client, ObjectPlace, Upload},
 };
 use crate::{
-    system::portable::FileExt,
-    {objects::Version, project::file_state::FoundFile, util::regular_file},
+    objects::Version, project::file_state::FoundFile, system::portable::FileExt, util::regular_file,
 };
 
 /// A place that holds archives.

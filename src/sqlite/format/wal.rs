@@ -9,7 +9,6 @@
 use std::{fs::File, io};
 
 use super::btree::u32_at;
-
 use crate::system::portable::FileExt;
 
 /// The first bytes of a WAL. The last bit of its fourth byte varies, so these are only three bytes.

@@ -1,7 +1,8 @@
 use std::{fs::File, io, path::Path};
 
-pub use super::unix::space;
 use rustix::{fs, io::Errno};
+
+pub use super::unix::space;
 
 /// The numbers of file system types, from `linux/magic.h`.
 const BTRFS: u32 = 0x9123_683e;

@@ -47,6 +47,8 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+
 use self::{
     attributes::set_attributes,
     description::Description,
@@ -70,7 +72,6 @@ use crate::{
     sqlite::files::names_super_journal,
     util::{dir_handle::Access, unsupported},
 };
-use jiff::Timestamp;
 
 /// The number of paths that a message names.
 const NAMED_PATHS: usize = 3;
