@@ -38,7 +38,7 @@ function forMacos(target, zig) {
  * Runs a command of cargo, such as `zigbuild`, for a Rust target. `target` may end in a version of
  * glibc.
  */
-export function cargoFor(target, command, options) {
+export function cargoFor(target, command, options, env) {
   must('rustup', ['target', 'add', target.replace(/\.[\d.]+$/, '')]);
   const zig = path.join(installWheel(ZIG), 'ziglang');
   const special = target.endsWith('-darwin') ? forMacos(target, zig) : { options: [], env: {} };
@@ -47,5 +47,6 @@ export function cargoFor(target, command, options) {
     PATH: `${path.join(installWheel(ZIGBUILD), 'bin')}:${process.env.PATH}`,
     CARGO_ZIGBUILD_ZIG_PATH: path.join(zig, 'zig'),
     ...special.env,
+    ...env,
   });
 }
