@@ -375,11 +375,12 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
     texts
 }
 
-/// Returns the sentence of the operating system without Rust's "(os error N)".
+/// Returns the sentence of the operating system without Rust's "(os error N)", and without the full
+/// stop that Windows has.
 pub(crate) fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
-        Some(at) => text[..at].to_string(),
+        Some(at) => text[..at].trim_end_matches('.').to_string(),
         None => text,
     }
 }

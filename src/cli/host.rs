@@ -206,7 +206,7 @@ fn is_executable(path: &Path) -> bool {
 /// Returns whether a file is the `kg` of this package, or of another copy of it: the native one,
 /// its launcher, or a script that runs the launcher.
 fn is_ours(path: &Path) -> bool {
-    let Ok(real) = path.canonicalize() else {
+    let Ok(real) = dunce::canonicalize(path) else {
         return false;
     };
     let own = env::current_exe().and_then(|own| FileId::at(&own));

@@ -259,11 +259,20 @@ pub fn code_of(code: &impl Serialize) -> String {
         .unwrap_or_default()
 }
 
-/// Quotes a text as one word of a POSIX shell.
+/// Quotes a text as one word of a shell: a POSIX shell, or on Windows `cmd` and PowerShell.
 pub fn shell_word(text: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
+    const PLAIN: &[u8] = if cfg!(windows) {
+        b"/\\._-+:="
+    } else {
+        b"/._-+:@%,="
+    };
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || PLAIN.contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {
         return text.to_string();
+    }
+    if cfg!(windows) {
+        // No name contains a quote there.
+        return format!("\"{text}\"");
     }
     format!("'{}'", text.replace('\'', "'\\''"))
 }

@@ -161,10 +161,7 @@ fn assert_meant(root: &Path, archive: &Archive) -> Result<()> {
     let Ok(project) = Project::open(root) else {
         return Ok(());
     };
-    if working_dir()?
-        .canonicalize()
-        .is_ok_and(|here| here == project.root())
-    {
+    if dunce::canonicalize(working_dir()?).is_ok_and(|here| here == project.root()) {
         return Ok(());
     }
     let origin = described_beside(archive)?.and_then(|manifest| manifest.origin());

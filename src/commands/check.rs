@@ -296,9 +296,7 @@ fn not_named(outside: &Issue, checked: &Checked) -> Error {
 
 /// Returns whether a backup of the project contains a database that is not its graph database.
 fn is_saved(root: &Path, database: &Path) -> bool {
-    root.join(STATE_DIR)
-        .canonicalize()
-        .is_ok_and(|state| database.starts_with(state))
+    dunce::canonicalize(root.join(STATE_DIR)).is_ok_and(|state| database.starts_with(state))
 }
 
 /// Returns the path of the copy that the worker makes before it repairs a database that no backup

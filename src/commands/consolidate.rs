@@ -113,7 +113,7 @@ pub fn consolidate(
     .map_err(no_room)?;
     assert_same(&state, &manifest)?;
     context.cancel.check()?;
-    let (made, _) = new.publish(manifest, written)?;
+    let made = new.publish(manifest, written, |_, _, _| {})?;
     let warnings_of_keys = store.key_warnings(&made.archive);
     Ok(made
         .with_warnings(warnings)

@@ -117,12 +117,10 @@ impl KeySource {
 
     /// Returns the reason not to encrypt: a key file in the directory that is backed up.
     fn inside(&self, root: &Path) -> Option<Error> {
-        let state = root.join(STATE_DIR).canonicalize().ok()?;
+        let state = dunce::canonicalize(root.join(STATE_DIR)).ok()?;
         let mut files = self.passphrase_files.iter().chain(&self.identity_files);
-        let file = files.find(|file| {
-            file.canonicalize()
-                .is_ok_and(|file| file.starts_with(&state))
-        })?;
+        let file = files
+            .find(|file| dunce::canonicalize(file).is_ok_and(|file| file.starts_with(&state)))?;
         let message = format!(
             "{} is in the directory that is backed up: if the project is lost, so is the key",
             file.display()

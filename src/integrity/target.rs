@@ -82,7 +82,7 @@ impl CheckTarget {
         let database = given.or_else(|| configured.clone()).unwrap_or_default();
         let belongs = |project: &Project| {
             let state = project.root().join(STATE_DIR);
-            let state = state.canonicalize().unwrap_or(state);
+            let state = dunce::canonicalize(&state).unwrap_or(state);
             self.is_given || database.starts_with(state) || configured.as_ref() == Some(&database)
         };
         let project = project.filter(belongs);

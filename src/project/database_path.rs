@@ -66,7 +66,7 @@ pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>)
 /// other project owns it if its `.kg` contains the database or its configuration names it. This
 /// happens if a project is copied and the copy's configuration still names the original database.
 pub fn other_owner(root: &Path, database: &Path) -> Option<PathBuf> {
-    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let resolved = |path: &Path| dunce::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let (root, found) = (resolved(root), resolved(database));
     if is_inside(&root, &found) {
         return None;
@@ -93,9 +93,7 @@ pub fn is_inside(root: &Path, database: &Path) -> bool {
     // The state directory may be a link.
     let state = root.join(STATE_DIR);
     database.starts_with(root)
-        || state
-            .canonicalize()
-            .is_ok_and(|state| database.starts_with(state))
+        || dunce::canonicalize(state).is_ok_and(|state| database.starts_with(state))
 }
 
 fn configured_path(config: &Value, warnings: &mut Vec<Warning>) -> Option<String> {
@@ -185,7 +183,7 @@ mod tests {
     #[test]
     fn a_database_belongs_to_the_other_project_that_holds_or_names_it() {
         let dir = tempfile::tempdir().unwrap();
-        let at = |path: &str| dir.path().canonicalize().unwrap().join(path);
+        let at = |path: &str| dunce::canonicalize(dir.path()).unwrap().join(path);
         for path in [
             "own/.kg",
             "other/.kg",

@@ -485,11 +485,8 @@ impl ProjectWalk<'_> {
             // The code that saves the file reports that it cannot be read.
             Err(_) => return self.add(path, component, SourceKind::File, None),
         };
-        let leads_to_graph = || {
-            absolute
-                .canonicalize()
-                .is_ok_and(|path| path == self.graph.file)
-        };
+        let leads_to_graph =
+            || dunce::canonicalize(absolute).is_ok_and(|path| path == self.graph.file);
         if names::decode(&path).is_some_and(|path| names::link_stays_below(&path, &target)) {
             self.add(
                 path,

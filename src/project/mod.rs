@@ -62,9 +62,8 @@ pub struct Project {
 impl Project {
     /// Opens the project at `root`. Fails with `KG_NO_PROJECT` if `root` does not contain `.kg/`.
     pub fn open(root: &Path) -> Result<Self> {
-        let resolved = root
-            .canonicalize()
-            .map_err(|cause| no_project(root).with_cause(cause))?;
+        let resolved =
+            dunce::canonicalize(root).map_err(|cause| no_project(root).with_cause(cause))?;
         if !resolved.join(STATE_DIR).is_dir() {
             return Err(no_project(root));
         }

@@ -252,7 +252,7 @@ impl Group<'_> {
 }
 
 fn resolved(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+    dunce::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// Returns a name as messages show it. `.kg` may be a link.

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
+    system::portable::{MetadataExt, set_mode},
     util::{
         atomic_file,
         operation::CancelToken,
@@ -106,8 +107,8 @@ pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
         return Err(error);
     }
     let file = File::open(copy.database()).map_err(failed)?;
-    let permissions = fs::metadata(path).map_err(failed)?.permissions();
-    unsupported::attributes(file.set_permissions(permissions), to)
+    let mode = fs::metadata(path).map_err(failed)?.mode();
+    unsupported::attributes(set_mode(&file, mode), to)
         .and_then(|()| unsupported::sync(&file, to))
         .map_err(failed)?;
     atomic_file::persist_noclobber(copy.database(), to)

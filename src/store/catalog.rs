@@ -425,7 +425,7 @@ pub(super) fn led_to(path: &Path, endings: &[&str]) -> std::result::Result<PathB
     if !fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
         return Ok(path.to_path_buf());
     }
-    let end = match fs::canonicalize(path) {
+    let end = match dunce::canonicalize(path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
             let message = format!("{} is a link that leads nowhere", path.display());
             return Err(Flaw::Unread(Error::new(
@@ -576,7 +576,7 @@ pub fn is_latest(reference: &str) -> bool {
 /// A file that is not named like an archive is never opened. It could be a database that this
 /// process has open, and closing it would drop the locks.
 fn archive_at(path: &Path) -> Result<Archive> {
-    let end = fs::canonicalize(path).map_err(|cause| unreadable(&Archive::at(path), cause))?;
+    let end = dunce::canonicalize(path).map_err(|cause| unreadable(&Archive::at(path), cause))?;
     let name = end.to_string_lossy();
     if ARCHIVE_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
         let is_in_store = |path: &Path| {
@@ -609,7 +609,7 @@ fn resolve_parent(path: &Path) -> Option<PathBuf> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    Some(fs::canonicalize(parent).ok()?.join(path.file_name()?))
+    Some(dunce::canonicalize(parent).ok()?.join(path.file_name()?))
 }
 
 /// Sorts newest first; of equal times, the one made last comes first. Backups dated in the future

@@ -3,6 +3,8 @@
 
 use std::{collections::HashSet, fs, path::Path};
 
+use jiff::Timestamp;
+
 use super::{
     Backup, Store, StoreLock,
     catalog::{Listing, assert_none_unread_after},
@@ -28,7 +30,6 @@ use crate::{
         temp_dir::{self, PrivateDir, Scratch},
     },
 };
-use jiff::Timestamp;
 
 /// A backup that is being written. Dropping it removes its files.
 pub struct NewBackup<'a> {
@@ -51,6 +52,13 @@ enum ScratchDir {
 }
 
 impl ScratchDir {
+    fn path(&self) -> &Path {
+        match self {
+            ScratchDir::InStore(dir) => dir.path(),
+            ScratchDir::SystemTemp(scratch) => scratch.path(),
+        }
+    }
+
     fn remove(self) -> Result<()> {
         match self {
             ScratchDir::InStore(dir) => dir.remove(),
@@ -356,26 +364,32 @@ impl NewBackup<'_> {
 
     /// Returns a directory for copies of databases; it is removed with this value.
     pub fn scratch(&self) -> &Path {
-        match &self.scratch {
-            ScratchDir::InStore(dir) => dir.path(),
-            ScratchDir::SystemTemp(scratch) => scratch.path(),
-        }
+        self.scratch.path()
     }
 
     /// Publishes the archive, then its sidecar. Both are on the disk, or acknowledged by the
     /// service, when this returns. Returns the full details of the backup, even if it is encrypted.
-    pub fn publish(self, manifest: Manifest, written: Written) -> Result<(Backup, Manifest)> {
+    ///
+    /// Calls `published` with them and the scratch directory, before that directory is removed.
+    pub fn publish(
+        self,
+        manifest: Manifest,
+        written: Written,
+        published: impl FnOnce(&Backup, &Manifest, &Path),
+    ) -> Result<Backup> {
+        let scratch = self.scratch;
         let manifest = Manifest {
             encrypted: self.encrypted,
             ..beside(manifest, written.record(self.archive.name().to_string()))
         };
         let (mut backup, manifest) =
             publish(self.store, self.lock, self.draft, self.archive, manifest)?;
-        let left = self.scratch.remove().err();
+        published(&backup, &manifest, scratch.path());
+        let left = scratch.remove().err();
         backup
             .warnings
             .extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
-        Ok((backup, manifest))
+        Ok(backup)
     }
 }
 

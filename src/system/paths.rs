@@ -32,7 +32,7 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
 /// Resolves symbolic links for the part of the path that exists.
 pub fn resolve(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {
-        if let Ok(resolved) = ancestor.canonicalize() {
+        if let Ok(resolved) = dunce::canonicalize(ancestor) {
             return match path.strip_prefix(ancestor) {
                 Ok(rest) if rest.as_os_str().is_empty() => resolved,
                 Ok(rest) => resolved.join(rest),
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn the_parent_of_a_link_is_that_of_what_it_leads_to() {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().canonicalize().unwrap();
+        let root = dunce::canonicalize(dir.path()).unwrap();
         fs::create_dir_all(root.join("real/inner")).unwrap();
         symlink("real/inner", root.join("link")).unwrap();
         let of = |path: &str| absolute(&root.join(path)).unwrap();

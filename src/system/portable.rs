@@ -10,5 +10,6 @@ mod os;
 
 pub use os::{
     FileExt, MetadataExt, OpenOptionsExt, OsStrExt, PermissionsExt, bytes_with_slashes, is_link,
-    lock, open_to_read, os_string, own_stdout, set_mode, set_mode_at, try_lock, try_lock_shared,
+    lock, open_to_read, os_string, own_stdout, set_mode, set_mode_at, sync, try_lock,
+    try_lock_shared,
 };

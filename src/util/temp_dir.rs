@@ -30,6 +30,8 @@ use crate::{
 pub struct PrivateDir {
     place: EntryHandle,
     path: PathBuf,
+    /// Held until the directory is removed.
+    lock: Option<File>,
     is_removed: bool,
 }
 
@@ -44,18 +46,35 @@ impl PrivateDir {
         Ok(PrivateDir {
             path: place.path(),
             place,
+            lock: None,
             is_removed: false,
         })
+    }
+
+    /// Creates a directory as [`PrivateDir::new`] does, and locks it, because another run may
+    /// remove one without a lock.
+    pub fn locked(parent: &Path, prefix: &str) -> Result<Self> {
+        loop {
+            let mut dir = PrivateDir::new(parent, prefix)?;
+            dir.lock = dir.lock()?;
+            if dir.lock.is_some() {
+                return Ok(dir);
+            }
+        }
+    }
+
+    /// Returns the locked directory, open. On Windows, it is a file in the directory.
+    pub fn lock_file(&self) -> Option<&File> {
+        self.lock.as_ref()
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens and locks the directory, because another run may remove one without a lock. Returns
-    /// `None` if that already happened, or if another entry has its name; the caller must then
-    /// create another directory.
-    pub fn lock(&self) -> Result<Option<File>> {
+    /// Opens and locks the directory. Returns `None` if another run removed it, or if another entry
+    /// has its name.
+    fn lock(&self) -> Result<Option<File>> {
         let dir = match self.place.enter() {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|cause| Error::io("open", &self.path, cause))?,
@@ -76,8 +95,15 @@ impl PrivateDir {
 
     /// Removes the entry of that name in the directory where it was created, even if that directory
     /// was moved.
-    fn remove_all(&self) -> io::Result<()> {
-        remove_at(&self.place)
+    fn remove_all(&mut self) -> io::Result<()> {
+        match remove_at(&self.place) {
+            // Some file systems of Windows keep the name of an open file, and so that of the lock.
+            Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                self.lock = None;
+                remove_at(&self.place)
+            }
+            removed => removed,
+        }
     }
 
     /// Removes the directory now.
@@ -165,35 +191,23 @@ pub fn safe_parent(dir: &Path) -> PathBuf {
 }
 
 /// A private directory that another run of this user removes after a kill.
-pub struct Scratch {
-    dir: PrivateDir,
-    /// Closed after `dir` is removed.
-    lock: File,
-}
+pub struct Scratch(PrivateDir);
 
 impl Scratch {
     /// Creates a directory in `parent` with a name that starts with `prefix`. Removes directories
     /// of that prefix that killed runs left.
     pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
         sweep(parent, prefix);
-        loop {
-            let dir = PrivateDir::new(parent, prefix)?;
-            if let Some(lock) = dir.lock()? {
-                return Ok(Scratch { dir, lock });
-            }
-        }
+        PrivateDir::locked(parent, prefix).map(Scratch)
     }
 
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        self.0.path()
     }
 
     /// Works like [`PrivateDir::end`].
     pub fn end<T>(self, done: Result<T>) -> Result<T> {
-        let Scratch { dir, lock } = self;
-        let done = dir.end(done);
-        drop(lock);
-        done
+        self.0.end(done)
     }
 }
 

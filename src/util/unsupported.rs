@@ -15,7 +15,7 @@ use crate::{
     error::{Warning, WarningCode, plain},
     system::{
         paths::{self, STAGING_PREFIX},
-        refusal,
+        portable, refusal,
     },
 };
 
@@ -84,7 +84,7 @@ pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
 /// Syncs the file or directory at `path` to the disk. If the file system has no such call, this is
 /// a warning of the run and not an error, because nothing more can be done.
 pub fn sync(file: &File, path: &Path) -> io::Result<()> {
-    match file.sync_all() {
+    match portable::sync(file) {
         Err(cause) if refusal::has_no_sync(&cause) => {
             note(Unsupported::Sync, path, &cause);
             Ok(())

@@ -125,12 +125,8 @@ fn read(project: &Project, home: ConfigFile) -> Result<Option<String>> {
 /// Fails with `KG_UNSAFE_FILE` if the target is outside the project. Other programs may use that
 /// file. Besides, a user who can write to `.kg` could otherwise have any file overwritten.
 fn replace(project: &Project, link: &Path, content: &[u8]) -> Result<()> {
-    let path = link
-        .canonicalize()
-        .map_err(|cause| Error::io("find", link, cause))?;
-    let root = project
-        .root()
-        .canonicalize()
+    let path = dunce::canonicalize(link).map_err(|cause| Error::io("find", link, cause))?;
+    let root = dunce::canonicalize(project.root())
         .map_err(|cause| Error::io("find", project.root(), cause))?;
     if !is_inside(&root, &path) {
         let message = format!(

@@ -114,14 +114,15 @@ impl Run<'_> {
             ));
         }
         self.context.cancel.check()?;
-        // Opened here because `publish` removes the scratch directory.
-        let open = |name: &str| fs::File::open(new.scratch().join(name)).ok();
-        let left = open(PAGE_HASHES_FILE).zip(open(KNOWN_FILES_FILE));
-        let (backup, manifest) = new.publish(manifest, written)?;
-        // A safety backup is never a base, so it must not replace the cache of one.
-        if let Some((hashes, files)) = left.filter(|_| !options.is_safety_backup) {
-            PageCache::of(self.project, store).store(&backup, &manifest, hashes, files);
-        }
+        let backup = new.publish(manifest, written, |backup, manifest, scratch| {
+            // A safety backup is never a base, so it must not replace the cache of one.
+            if !options.is_safety_backup {
+                let open = |name: &str| fs::File::open(scratch.join(name)).ok();
+                if let Some((hashes, files)) = open(PAGE_HASHES_FILE).zip(open(KNOWN_FILES_FILE)) {
+                    PageCache::of(self.project, store).store(backup, manifest, hashes, files);
+                }
+            }
+        })?;
         Ok(SavedBackup {
             backup,
             reused_bytes: written.reused_bytes,

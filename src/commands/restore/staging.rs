@@ -24,8 +24,6 @@ pub(super) struct Staging {
     dir: Option<PrivateDir>,
     /// The directories that the restore created, innermost first.
     made: Vec<PathBuf>,
-    /// The lock on `dir`. While it is held, no other run takes `dir` for a leftover.
-    lock: Option<File>,
 }
 
 impl Staging {
@@ -60,7 +58,6 @@ impl Staging {
             return Ok(Staging {
                 dir,
                 made: Vec::new(),
-                lock: None,
             });
         }
         let made: Vec<_> = state
@@ -69,23 +66,19 @@ impl Staging {
             .map(Path::to_path_buf)
             .collect();
         // From here on, a failure removes the directories that were created.
-        let mut staging = Staging {
-            dir: None,
-            made,
-            lock: None,
-        };
+        let mut staging = Staging { dir: None, made };
         atomic_file::create_dirs(&state).map_err(|cause| Error::io("create", &state, cause))?;
         staging
             .made
             .iter()
             .rev()
             .for_each(|made| ownership::inherit(made));
-        while staging.lock.is_none() {
-            let dir = PrivateDir::new(&state, STAGING_PREFIX)?;
-            staging.lock = dir.lock()?;
-            staging.dir = Some(dir);
-        }
+        staging.dir = Some(PrivateDir::locked(&state, STAGING_PREFIX)?);
         Ok(staging)
+    }
+
+    fn lock_file(&self) -> Option<&File> {
+        self.dir.as_ref().and_then(PrivateDir::lock_file)
     }
 
     pub fn path(&self) -> &Path {
@@ -95,7 +88,7 @@ impl Staging {
     /// Returns a path that leads to the created directory, even if its name now belongs to another
     /// one. Valid only in this process.
     pub fn held_path(&self) -> PathBuf {
-        self.lock.as_ref().map_or_else(
+        self.lock_file().map_or_else(
             || self.path().to_path_buf(),
             |dir| held_path(dir, self.path()),
         )
@@ -104,15 +97,16 @@ impl Staging {
     /// Writes `count` unpacked files to the disk if they are synced together later. The directory
     /// was opened before the first write, so that every failed write is an error here.
     pub fn sync(&self, count: usize) -> Result<()> {
-        let batch = self.lock.as_ref();
-        let batch = batch.and_then(|dir| sync_many::begin(dir, self.path(), count));
+        let batch = self
+            .lock_file()
+            .and_then(|dir| sync_many::begin(dir, self.path(), count));
         batch.map_or(Ok(()), |batch| batch.sync())
     }
 
     /// Begins to sync unpacked files while others are unpacked. Only [`Staging::sync`] makes all of
     /// them durable.
     pub fn early_sync(&self) -> Option<EarlySync<'_>> {
-        EarlySync::begin(self.lock.as_ref()?, self.path())
+        EarlySync::begin(self.lock_file()?, self.path())
     }
 
     /// Replaces the held path in the message of an error by the real path.
@@ -158,7 +152,6 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         self.dir = None;
-        self.lock = None;
         for dir in &self.made {
             // A directory that is not empty has content of another process, and stays.
             let _ = DirHandle::around(dir).map(|place| place.remove_dir());

@@ -13,7 +13,11 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     store::Store,
-    system::{mounts, portable::try_lock, refusal},
+    system::{
+        mounts,
+        portable::{self, try_lock},
+        refusal,
+    },
     util::{
         atomic_file, file_lock,
         temp_dir::{PrivateDir, free_bytes},
@@ -213,9 +217,9 @@ fn rename(dir: &Path, file: &Path) -> Result<()> {
 
 fn sync(dir: &Path, file: &Path) -> Result<Finding> {
     for path in [dir, &dir.join("renamed"), file] {
-        let synced = match File::open(path) {
+        let synced = match portable::open_to_read(path, true) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened.and_then(|file| file.sync_all()),
+            opened => opened.and_then(|file| portable::sync(&file)),
         };
         match synced {
             Ok(()) => {}

@@ -146,7 +146,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = r#"cat > told.json; echo "$KG_BACKUP_EVENT in $PWD""#;
         let said = run_in(dir.path(), script, Duration::from_secs(10)).unwrap();
-        let root = dir.path().canonicalize().unwrap();
+        let root = dunce::canonicalize(dir.path()).unwrap();
         assert_eq!(said, format!("backup.test in {}", root.display()));
         let told: serde_json::Value =
             serde_json::from_slice(&std::fs::read(root.join("told.json")).unwrap()).unwrap();
@@ -194,7 +194,7 @@ mod tests {
         std::os::unix::fs::symlink("/bin/pwd", dir.join("here")).unwrap();
         assert_eq!(
             call("./here").unwrap(),
-            dir.canonicalize().unwrap().display().to_string()
+            dunce::canonicalize(dir).unwrap().display().to_string()
         );
     }
 

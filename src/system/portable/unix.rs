@@ -1,3 +1,7 @@
+pub use std::os::unix::{
+    ffi::OsStrExt,
+    fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+};
 use std::{
     borrow::Cow,
     ffi::OsString,
@@ -9,11 +13,6 @@ use std::{
 
 use nix::{errno::Errno, fcntl::OFlag};
 
-pub use std::os::unix::{
-    ffi::OsStrExt,
-    fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
-};
-
 /// Returns the text of these bytes. `None` if no name on this system has them.
 pub fn os_string(bytes: Vec<u8>) -> Option<OsString> {
     Some(OsString::from_vec(bytes))
@@ -21,6 +20,10 @@ pub fn os_string(bytes: Vec<u8>) -> Option<OsString> {
 
 pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(mode))
+}
+
+pub fn sync(file: &File) -> io::Result<()> {
+    file.sync_all()
 }
 
 /// Sets the permissions of a file or directory; follows links.

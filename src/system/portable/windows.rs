@@ -5,16 +5,20 @@ use std::{
     io::{self, Seek, SeekFrom},
     os::windows::{
         fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
-        io::{AsHandle, AsRawHandle},
+        io::{AsHandle, AsRawHandle, FromRawHandle},
     },
     path::Path,
 };
 
 use windows_sys::Win32::{
-    Foundation::{ERROR_CANT_ACCESS_FILE, ERROR_LOCK_VIOLATION},
+    Foundation::{
+        ERROR_ACCESS_DENIED, ERROR_CANT_ACCESS_FILE, ERROR_LOCK_VIOLATION, INVALID_HANDLE_VALUE,
+    },
     Storage::FileSystem::{
-        FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, LOCK_FILE_FLAGS,
-        LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY, LockFileEx,
+        FILE_ACCESS_RIGHTS, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT,
+        FILE_GENERIC_WRITE, FILE_SHARE_DELETE, FILE_SHARE_MODE, FILE_SHARE_READ, FILE_SHARE_WRITE,
+        FILE_WRITE_ATTRIBUTES, LOCK_FILE_FLAGS, LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY,
+        LockFileEx, ReOpenFile,
     },
     System::IO::{OVERLAPPED, OVERLAPPED_0, OVERLAPPED_0_0},
 };
@@ -164,8 +168,37 @@ pub fn os_string(bytes: Vec<u8>) -> Option<OsString> {
 
 /// Sets the one permission that Windows has: whether the file can be written.
 pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
-    let found = file.metadata()?;
-    file.set_permissions(with_mode(&found, mode))
+    let wanted = with_mode(&file.metadata()?, mode);
+    reopened(file, FILE_WRITE_ATTRIBUTES)?.set_permissions(wanted)
+}
+
+/// Syncs a file or directory. Windows does that only for a handle with the right to write.
+pub fn sync(file: &File) -> io::Result<()> {
+    match file.sync_all() {
+        Err(cause) if cause.raw_os_error() == Some(ERROR_ACCESS_DENIED as i32) => {
+            reopened(file, FILE_GENERIC_WRITE)?.sync_all()
+        }
+        synced => synced,
+    }
+}
+
+/// Opens an open file or directory again, with these rights.
+#[allow(unsafe_code, reason = "std opens only paths")]
+fn reopened(file: &File, rights: FILE_ACCESS_RIGHTS) -> io::Result<File> {
+    const SHARE: FILE_SHARE_MODE = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
+    // SAFETY: the handle is open. The result belongs to nothing else.
+    unsafe {
+        let handle = ReOpenFile(
+            file.as_raw_handle(),
+            rights,
+            SHARE,
+            FILE_FLAG_BACKUP_SEMANTICS,
+        );
+        if handle == INVALID_HANDLE_VALUE {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(File::from_raw_handle(handle))
+    }
 }
 
 pub fn set_mode_at(path: &Path, mode: u32) -> io::Result<()> {

@@ -96,7 +96,11 @@ fn path_of(file: &impl AsRawHandle) -> io::Result<PathBuf> {
         } as usize;
         match length {
             0 => return Err(io::Error::last_os_error()),
-            _ if length < text.len() => return Ok(OsString::from_wide(&text[..length]).into()),
+            _ if length < text.len() => {
+                // Without the prefix `\\?\`, unless the path needs it.
+                let path = PathBuf::from(OsString::from_wide(&text[..length]));
+                return Ok(dunce::simplified(&path).to_path_buf());
+            }
             _ => text.resize(length + 1, 0),
         }
     }
@@ -250,10 +254,11 @@ fn move_to(from: &Dir, old: &OsStr, to: &Dir, new: &OsStr, flags: u32) -> io::Re
     )?;
     let name: Vec<u16> = new.encode_wide().collect();
     let name_at = std::mem::offset_of!(FILE_RENAME_INFORMATION, FileName);
-    let bytes = name_at + size_of_val(name.as_slice());
-    // The name follows the structure, so the buffer is larger, and aligned like the structure.
+    // The structure ends with the first letter of the name and padding, so a short name fits into it.
+    let bytes = (name_at + size_of_val(name.as_slice())).max(size_of::<FILE_RENAME_INFORMATION>());
+    // The buffer is aligned like the structure.
     let count = bytes.div_ceil(size_of::<FILE_RENAME_INFORMATION>());
-    let mut buffer = vec![FILE_RENAME_INFORMATION::default(); count.max(1)];
+    let mut buffer = vec![FILE_RENAME_INFORMATION::default(); count];
     let start = buffer.as_mut_ptr();
     // SAFETY: the buffer has room for the structure and the name after it.
     unsafe {

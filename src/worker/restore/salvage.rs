@@ -142,7 +142,7 @@ fn read_all(
 /// written because the caller or the configuration named it.
 fn location_of(project: &Project, database: &Path, target: &mut Target) -> String {
     let state = project.state_dir();
-    let state = state.canonicalize().unwrap_or(state);
+    let state = dunce::canonicalize(&state).unwrap_or(state);
     if let Ok(below) = database.strip_prefix(state) {
         return names::encode(&Path::new(STATE_DIR).join(below));
     }
