@@ -22,3 +22,4 @@ pub mod portable;
 pub mod process;
 pub mod refusal;
 pub mod user;
+pub mod writers;

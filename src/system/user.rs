@@ -21,11 +21,6 @@ pub fn is_root() -> bool {
     os::is_root()
 }
 
-/// Returns whether the owner and the permissions of a file say who can write to it.
-pub fn knows_owners() -> bool {
-    cfg!(unix)
-}
-
 /// Returns whether the real user may write to a file or directory.
 pub fn may_write(path: &Path) -> bool {
     os::may_write(path)

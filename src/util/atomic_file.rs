@@ -14,7 +14,7 @@ use crate::{
     system::{
         paths::STATE_DIR,
         portable::{MetadataExt, set_mode},
-        refusal,
+        refusal, writers,
     },
     util::{
         dir_handle::{Access, DirHandle, EntryHandle},
@@ -94,7 +94,10 @@ impl TempFile {
     /// Sets the permissions regardless of the umask. A file system without permissions causes a
     /// warning of the run.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
-        let set = set_mode(&self.file, mode);
+        self.was_set(set_mode(&self.file, mode))
+    }
+
+    fn was_set(&self, set: io::Result<()>) -> Result<()> {
         unsupported::attributes(set, &self.place.path())
             .map_err(|cause| Error::io("write", &self.place.path(), cause))
     }
@@ -275,7 +278,7 @@ pub fn write_orders(
     let mut file = TempFile::unsettled(parent(path), 0o600)?;
     // The mode must not depend on the umask, because the owner of the project reads files that root
     // wrote.
-    file.set_mode(0o644)?;
+    file.was_set(writers::keep_others_out(&file.file))?;
     let mut out = BufWriter::with_capacity(WRITE_BYTES, &mut file);
     let written = content(&mut out).and_then(|()| out.flush());
     drop(out);

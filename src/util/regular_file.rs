@@ -7,19 +7,14 @@
 //! link.
 
 use std::{
-    fs::{File, Metadata},
+    fs::File,
     io::{self, BufReader, Read},
     path::Path,
 };
 
 use crate::{
     error::{Code, Error, Result},
-    system::{
-        file_id::FileId,
-        paths::OTHERS_WRITE,
-        portable::{self, MetadataExt},
-        user,
-    },
+    system::{file_id::FileId, portable, writers},
 };
 
 /// Opens a regular file for reading; a link is an error.
@@ -105,32 +100,16 @@ pub fn open_orders(
         opened => opened.map_err(failed)?,
     };
     assert_one_name(&file, path)?;
-    let found = file.metadata().map_err(failed)?;
-    if let Some(why) = why_foreign(&found) {
+    if let Some(why) = writers::foreign(&file).map_err(failed)? {
         return Err(Error {
             remedy: "Run this as that user; or review the file, and move it away".into(),
             ..unsafe_file(path, &why)
         });
     }
-    if found.len() > most_bytes {
+    if file.metadata().map_err(failed)?.len() > most_bytes {
         return Err(failed(larger_than(most_bytes)));
     }
     Ok(Some(BufReader::new(file.take(most_bytes))))
-}
-
-/// Returns why a user other than this one and root could have written a file, if one could.
-pub fn why_foreign(found: &Metadata) -> Option<String> {
-    if !user::knows_owners() {
-        return Some("this system does not say who can write to it".into());
-    }
-    let user = user::current();
-    if found.uid() != user && found.uid() != 0 {
-        return Some(format!(
-            "it belongs to user {}, but this process runs as user {user}",
-            found.uid()
-        ));
-    }
-    (found.mode() & OTHERS_WRITE != 0).then(|| "other users can write to it".into())
 }
 
 /// Fails with `KG_UNSAFE_FILE` if an open file has other names, because it then also belongs to

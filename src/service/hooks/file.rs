@@ -12,7 +12,7 @@ use std::{
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     project::{HOOKS_FILE, Project},
-    system::{portable::MetadataExt, user},
+    system::{portable::MetadataExt, user, writers},
     util::regular_file,
 };
 
@@ -39,10 +39,8 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         }
         opened => opened.map_err(|cause| Error::io("read", &path, cause))?,
     };
-    let found = file
-        .metadata()
-        .map_err(|cause| Error::io("read", &path, cause))?;
-    if let Some(why) = regular_file::why_foreign(&found) {
+    let foreign = writers::foreign(&file).map_err(|cause| Error::io("read", &path, cause))?;
+    if let Some(why) = foreign {
         let remedy = format!(
             "Set the hooks as the user who makes the backups; or review the file, then run \
              `chmod 600 {}`",

@@ -184,7 +184,7 @@ pub fn sync(file: &File) -> io::Result<()> {
 
 /// Opens an open file or directory again, with these rights.
 #[allow(unsafe_code, reason = "std opens only paths")]
-fn reopened(file: &File, rights: FILE_ACCESS_RIGHTS) -> io::Result<File> {
+pub fn reopened(file: &File, rights: FILE_ACCESS_RIGHTS) -> io::Result<File> {
     const SHARE: FILE_SHARE_MODE = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
     // SAFETY: the handle is open. The result belongs to nothing else.
     unsafe {
