@@ -98,6 +98,38 @@ describe('a restore of a configuration with other settings', () => {
     expect(config()).toContain('AGE-SECRET');
   });
 
+  test('says that an unusable setting goes, which refused backups without encryption', async () => {
+    const { root, backups, manager, backup } = await setUp({
+      present: '{"backup": {"maxBackups": 3, "recipients": "nobody", "schedul": "0 2 * * *"}}',
+    });
+    const unsure = createBackupManager({ projectRoot: root, backupDir: backups });
+    await expect(unsure.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
+    const restored = await manager.restore({ backupId: backup.id, overwrite: true });
+    expect(byKey(restored.settingsChanged)).toEqual([
+      { key: 'backup.recipients', beforeUnusable: true },
+      { key: 'backup.schedule', beforeUnusable: true },
+    ]);
+    expect(restored.warnings).toContainEqual({
+      code: 'KG_WARN_SETTINGS_CHANGED',
+      path: '.kg/config.json',
+      message: expect.stringMatching(
+        /backup\.recipients from an unusable value to not set.*New backups are now without enc/,
+      ),
+    });
+  });
+
+  test('says that a configuration that it restores cannot be used', async () => {
+    const { manager, backup } = await setUp({ old: '{bad' });
+    for (const dryRun of [true, false]) {
+      const { warnings } = await manager.restore({ backupId: backup.id, overwrite: true, dryRun });
+      expect(warnings).toContainEqual({
+        code: 'KG_WARN_SETTINGS_CHANGED',
+        path: '.kg/config.json',
+        message: expect.stringMatching(/configuration that the backup contains.*cannot be used/),
+      });
+    }
+  });
+
   test('says nothing if the settings are the same, or are not restored', async () => {
     const { manager, backup } = await setUp({ present: OLD.replace('dark', 'light') });
     const same = await manager.restore({ backupId: backup.id, overwrite: true });

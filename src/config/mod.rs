@@ -56,6 +56,7 @@ pub struct Settings {
 
 /// A setting that a restore changes. The values have no parts that may be secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SettingChange {
     pub key: String,
     /// `None` if it was not set.
@@ -63,16 +64,22 @@ pub struct SettingChange {
     pub before: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Value>,
+    /// Whether the value before is unusable; `before` does not have it then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub before_unusable: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub after_unusable: bool,
 }
 
 impl fmt::Display for SettingChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |value: &Option<Value>| {
-            value
-                .as_ref()
-                .map_or("not set".to_string(), Value::to_string)
+        let shown = |value: &Option<Value>, is_unusable| match value {
+            Some(value) => value.to_string(),
+            None if is_unusable => "an unusable value".into(),
+            None => "not set".into(),
         };
-        let (before, after) = (shown(&self.before), shown(&self.after));
+        let before = shown(&self.before, self.before_unusable);
+        let after = shown(&self.after, self.after_unusable);
         write!(f, "{} from {before} to {after}", self.key)
     }
 }
@@ -243,6 +250,11 @@ impl Settings {
     /// Returns whether the key is set to an unusable value.
     pub fn is_refused(&self, name: &str) -> bool {
         self.refused.contains_key(name)
+    }
+
+    /// Returns whether the key has no value because its value is unusable, or its name misspelt.
+    fn is_unclear(&self, name: &str) -> bool {
+        self.get(name).is_none() && (self.is_refused(name) || self.misspelt.contains_key(name))
     }
 
     /// Returns whether the settings as a whole are unusable.
@@ -449,14 +461,22 @@ impl Settings {
     pub fn changes(&self, after: &Settings) -> Vec<SettingChange> {
         let shown =
             |settings: &Settings, key: &Key| settings.get(key.name).map(|value| key.shown(value));
+        let state = |settings: &Settings, key: &Key| {
+            (
+                settings.get(key.name).cloned(),
+                settings.is_unclear(key.name),
+            )
+        };
         let changed = schema::ALL
             .iter()
-            .filter(|key| self.get(key.name) != after.get(key.name));
+            .filter(|key| state(self, key) != state(after, key));
         changed
             .map(|key| SettingChange {
                 key: key.name.to_string(),
                 before: shown(self, key),
                 after: shown(after, key),
+                before_unusable: self.is_unclear(key.name),
+                after_unusable: after.is_unclear(key.name),
             })
             .collect()
     }

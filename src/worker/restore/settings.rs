@@ -98,6 +98,20 @@ impl Configurations {
                 message,
             ))
         };
+        let after = self.after.as_deref().map(read).unwrap_or_default();
+        if after.are_unusable() {
+            let message = format!(
+                "The configuration that {} {} cannot be used, so none of its backup settings {}: \
+                 restore an older one, with another id of `kg diag list`",
+                match change {
+                    Change::Restore => "the backup contains as",
+                    Change::Undo => "the undo puts back as",
+                },
+                location(),
+                if dry_run { "would apply" } else { "apply" },
+            );
+            return (before.changes(&after), warn(message));
+        }
         if before.are_unusable() {
             let message = format!(
                 "The backup settings in the replaced {} could not be read, so some may have been \
@@ -106,7 +120,6 @@ impl Configurations {
             );
             return (Vec::new(), warn(message));
         }
-        let after = self.after.as_deref().map(read).unwrap_or_default();
         let changes = before.changes(&after);
         if changes.is_empty() {
             return (changes, None);
@@ -155,7 +168,8 @@ fn consequences(before: &Settings, after: &Settings, dry_run: bool) -> String {
     if before.without_schedule().is_empty() && !after.without_schedule().is_empty() {
         said += &format!(". Scheduled backups {would} off");
     }
-    if before.encrypt() && !after.encrypt() {
+    let was_encrypted = before.encrypt() || before.doubt_of_encryption(false).is_some();
+    if was_encrypted && !after.encrypt() {
         said += &format!(". New backups {would} without encryption");
     }
     said
