@@ -30,6 +30,9 @@ struct KnownStores {
     project: String,
     /// The number of backups by store directory.
     stores: BTreeMap<String, usize>,
+    /// The store into which the last backup was made. Copies do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last: Option<String>,
 }
 
 impl KnownStores {
@@ -106,21 +109,28 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
     })
 }
 
-/// Returns another store that had backups of the project at its last change. `KG_IO` or
-/// `KG_PERMISSION_DENIED` if the record cannot be read.
+/// Returns the store with the last backup of the project if it is another one and has backups.
+/// `KG_IO` or `KG_PERMISSION_DENIED` if the record cannot be read.
 pub fn other(project: &Project, store: &Store) -> Result<Option<PathBuf>> {
     let held =
         KnownStores::read(project).map_err(|cause| Error::io("read", &path(project), cause))?;
-    let mut others = held
-        .stores
-        .into_iter()
-        .filter(|(dir, count)| *count > 0 && *dir != key(store));
-    Ok(others.next().map(|(dir, _)| PathBuf::from(dir)))
+    let has_backups = |dir: &String| held.stores.get(dir).is_some_and(|count| *count > 0);
+    let last = held.last.as_ref().filter(|dir| **dir != key(store));
+    Ok(last.filter(|dir| has_backups(dir)).map(PathBuf::from))
 }
 
-/// Records the current number of backups of the project. A failure is only a warning.
+/// Records the number of backups of the project after a new one. A failure is only a warning.
+pub fn remember_new(project: &Project, store: &Store, count: usize) -> Option<Warning> {
+    warning(write(project, store, count, true))
+}
+
+/// Records the number of backups of the project after another change. A failure is only a warning.
 pub fn remember(project: &Project, store: &Store, count: usize) -> Option<Warning> {
-    let error = write(project, store, count).err()?;
+    warning(write(project, store, count, false))
+}
+
+fn warning(written: Result<()>) -> Option<Warning> {
+    let error = written.err()?;
     let message = format!(
         "The number of backups could not be recorded: {}",
         error.message
@@ -128,7 +138,7 @@ pub fn remember(project: &Project, store: &Store, count: usize) -> Option<Warnin
     Some(Warning::new(WarningCode::Store, message))
 }
 
-fn write(project: &Project, store: &Store, count: usize) -> Result<()> {
+fn write(project: &Project, store: &Store, count: usize, is_new: bool) -> Result<()> {
     let path = path(project);
     let mut held = match KnownStores::read(project) {
         // An invalid file contains nothing worth keeping.
@@ -138,7 +148,8 @@ fn write(project: &Project, store: &Store, count: usize) -> Result<()> {
     if held.stores.len() >= MOST_STORES && !held.stores.contains_key(&key(store)) {
         held.stores.clear();
     }
-    if held.stores.insert(key(store), count) == Some(count) {
+    let is_last = !is_new || held.last.replace(key(store)) == Some(key(store));
+    if held.stores.insert(key(store), count) == Some(count) && is_last {
         return Ok(());
     }
     let text = serde_json::to_vec_pretty(&held).unwrap_or_default();

@@ -50,7 +50,7 @@ pub(super) fn look_after(
         old.retention = Some(pruned);
     }
     old.warnings
-        .extend(known_stores::remember(project, store, count));
+        .extend(known_stores::remember_new(project, store, count));
     store.keep_sidecars();
     old
 }
