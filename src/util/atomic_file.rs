@@ -337,8 +337,9 @@ pub fn sweep_partials(dir: &Path) {
 /// Creates a directory as [`create_dirs`] does, for files that no repository should contain: the
 /// directory gets a `.gitignore`, so that `git add` leaves them out.
 ///
-/// In `.kg`, that file goes into the outermost directory that is new or empty. Elsewhere only a new
-/// directory in a work tree of git gets one. A directory that exists otherwise belongs to the user.
+/// In `.kg`, that file goes into the outermost directory that is new or empty, or else into `dir`: the
+/// host, or an earlier version, may have used it. Elsewhere only a new directory in a work tree of
+/// git gets one. A file that exists stays.
 pub fn create_unversioned_dirs(dir: &Path) -> io::Result<()> {
     let dir = std::path::absolute(dir)?;
     let ignored = to_ignore(&dir);
@@ -365,11 +366,11 @@ fn to_ignore(dir: &Path) -> Option<PathBuf> {
         return (is_new && in_work_tree()).then(|| dir.to_path_buf());
     }
     let below: Vec<&Path> = dir.ancestors().take_while(|dir| !is_state(dir)).collect();
-    let outermost_first = below.into_iter().rev();
-    let mut not_ignored = outermost_first.take_while(|dir| !dir.join(GITIGNORE).exists());
-    not_ignored
-        .find(|dir| is_new_or_empty(dir))
-        .map(Path::to_path_buf)
+    if below.iter().any(|dir| dir.join(GITIGNORE).exists()) {
+        return None;
+    }
+    let new = below.iter().rev().find(|dir| is_new_or_empty(dir));
+    Some(new.map_or(dir, |new| new).to_path_buf())
 }
 
 /// Returns whether there is no such directory, or nothing in it. A link to one does not count.
@@ -446,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn only_new_directories_keep_their_content_out_of_git() {
+    fn only_new_directories_and_those_of_kg_keep_their_content_out_of_git() {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
         let make = |path: &str| create_unversioned_dirs(&at(path)).unwrap();
@@ -470,13 +471,14 @@ mod tests {
         fs::create_dir(at("project/.kg/backups")).unwrap();
         make("project/.kg/backups");
         assert!(is_ignored("project/.kg/backups"));
-        // The host has such a directory: only the part that is new is ignored.
+        // The host has such a directory: the part that is new, or the directory itself.
         fs::create_dir(at("project/.kg/logs")).unwrap();
         fs::write(at("project/.kg/logs/host.log"), "").unwrap();
-        make("project/.kg/logs");
-        assert!(!at("project/.kg/logs").join(GITIGNORE).exists());
         make("project/.kg/logs/ours");
         assert!(is_ignored("project/.kg/logs/ours"));
+        assert!(!at("project/.kg/logs").join(GITIGNORE).exists());
+        make("project/.kg/logs");
+        assert!(is_ignored("project/.kg/logs"));
         // In a work tree, the new directory, and no existing one.
         fs::create_dir(at("project/.git")).unwrap();
         fs::create_dir(at("project/mine")).unwrap();
