@@ -125,7 +125,11 @@ describe('the platform', () => {
   test('is musl if the executable requests its loader', () => {
     for (const loader of ['/lib/ld-musl-x86_64.so.1', '/opt/odd/lib/ld-musl-aarch64.so.1'])
       expect(node(firstCall(executable(loader))).output).toMatch(
-        new RegExp(`KG_NATIVE_MISSING .*: the package ${PACKAGE}-linux-\\w+-musl is not installed`),
+        // This checkout may contain the parts of other platforms, which cannot be loaded here.
+        new RegExp(
+          `KG_NATIVE_MISSING .*: (the package ${PACKAGE}-linux-\\w+-musl is not installed|` +
+            'those for linux-\\w+-musl could not be loaded)',
+        ),
       );
     for (const loader of [
       '/lib64/ld-linux-x86-64.so.2',
@@ -138,7 +142,7 @@ describe('the platform', () => {
     expect(node(firstCall(executable(''))).output).toBe('loaded\nworks\n');
     const { output } = node(firstCall(executable('') + set('process', 'arch', 'arm64')));
     expect(output).toMatch(
-      /KG_NATIVE_MISSING .*-linux-arm64-gnu is not installed, and .*-linux-arm64-musl is not/,
+      /KG_NATIVE_MISSING .*linux-arm64-gnu (is|could) not .*, and .*linux-arm64-musl (is|could) not/,
     );
     // The same for an executable that is gone, cut off, or makes absurd claims.
     const absurd = Buffer.alloc(200, 0xff);
