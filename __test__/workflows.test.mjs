@@ -1,6 +1,6 @@
 // The workflows of GitHub: their form, and that they call what exists.
 
-import { readFileSync, readdirSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 
@@ -35,7 +35,11 @@ describe.each(readdirSync(directory))('%s', (name) => {
   });
 
   test('pins each action to a commit', () => {
-    const actions = [...text.matchAll(/^\s*(?:- )?uses: (.+)$/gm)].map(([, action]) => action);
+    const used = [...text.matchAll(/^\s*(?:- )?uses: (.+)$/gm)].map(([, action]) => action);
+    const [own, actions] = [true, false].map((isOwn) =>
+      used.filter((action) => action.startsWith('./') === isOwn),
+    );
+    for (const file of own) expect(existsSync(path.join(repository, file)), file).toBe(true);
     expect(actions.length).toBeGreaterThan(0);
     for (const action of actions) expect(action).toMatch(/^[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$/);
   });
