@@ -1575,6 +1575,10 @@ export interface SettingChange {
   before?: unknown;
   /** The value after, without parts that may be secret; absent if it is not set. */
   after?: unknown;
+  /** `true` if the value before was unusable, or its name misspelt. `before` is absent then. */
+  beforeUnusable?: boolean;
+  /** `true` if the value after is unusable, or its name misspelt. `after` is absent then. */
+  afterUnusable?: boolean;
 }
 
 /** The result of {@link BackupManager.restore}. With `dryRun`, what a restore would do. */
@@ -1598,6 +1602,11 @@ export interface RestoreResult {
    * is none.
    */
   safetyCopy?: string;
+  /**
+   * Whether {@link BackupManager.undoRestore} can take the restore back. `false` after a dry run, and
+   * if the project was empty.
+   */
+  canUndo: boolean;
   /**
    * The backup settings that the restored configuration changed, such as the schedule or the
    * encryption. The warning `KG_WARN_SETTINGS_CHANGED` names them too.

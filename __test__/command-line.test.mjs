@@ -1,7 +1,7 @@
 // What the commands of `kg` have in common: docs/reference/command-line.md.
 
 import { execFileSync, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import readline from 'node:readline';
 
@@ -90,6 +90,17 @@ describe('a backup is named', () => {
     expect(based.basedOn).toBe(id);
     const copied = await json('backup', '--copy-to', path.join(root, 'b2'), '--copy', id);
     expect(copied.copied.map((one) => one.id)).toEqual([id]);
+  });
+
+  test('and a whole id is no beginning of another one of the same second', async () => {
+    const { json, diag, root } = await withBackups(1);
+    writeFileSync(path.join(root, '.kg/plugins/more.json'), '{}');
+    const { id } = await json('backup', '--type', 'incremental');
+    // Another backup of the second of the first one, or of the second one.
+    const [, stamp, number] = (await json('consolidate', id)).id.match(/^backup-(.*)-(\d)$/);
+    for (const whole of [stamp, `${stamp}-${number}`])
+      expect((await json('pin', whole)).id).toBe(`backup-${whole}`);
+    expect((await diag('verify', stamp.slice(0, -1))).stderr).toContain('KG_AMBIGUOUS');
   });
 
   test('and an ambiguous beginning changes nothing', async () => {
@@ -194,7 +205,73 @@ describe('--json prints one object', () => {
   });
 });
 
+describe('what does not exist', () => {
+  test.each([
+    ['list', []],
+    ['status', []],
+    ['prune', ['--max-backups', '1']],
+    ['backup', ['--copy-to', 'copies']],
+  ])('is an error of %s and creates nothing', async (command, args) => {
+    const { root } = makeProject({ nodes: 5 });
+    const result = await kg(['diag', command, ...args, '--backup-dir', 'typo'], { cwd: root });
+    expect(result).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/typo does not exist \[KG_NO_BACKUPS\]/),
+    });
+    for (const name of ['typo', 'copies']) expect(existsSync(path.join(root, name))).toBe(false);
+  });
+
+  test('cannot be copied from: an empty store is no success', async () => {
+    const { root } = makeProject({ nodes: 5 });
+    mkdirSync(path.join(root, 'empty'));
+    const args = ['diag', 'backup', '--backup-dir', 'empty', '--copy-to', 'copies'];
+    expect(await kg(args, { cwd: root })).toMatchObject({
+      status: 4,
+      stderr: expect.stringContaining('empty contains no backup [KG_NO_BACKUPS]'),
+    });
+  });
+
+  test('as a project is an error of the status', async () => {
+    const env = { ...process.env, KG_PROJECT: '/nowhere' };
+    expect((await kg(['diag', 'status'], { cwd: temporaryDirectory(), env })).stderr).toContain(
+      'KG_NO_PROJECT',
+    );
+  });
+
+  test('as a file, but as a directory of backups, is told apart', async () => {
+    const { diag } = await withBackups(1);
+    expect((await diag('verify', '.kg/backups')).stderr).toMatch(
+      /\.kg\/backups is a directory, not a backup.*--backup-dir/s,
+    );
+  });
+});
+
+test('numbers out of range are explained in plain words', async () => {
+  const { root } = makeProject({ nodes: 5 });
+  const refused = async (...args) => (await kg(['diag', ...args], { cwd: root })).stderr;
+  for (const value of ['0', 'x', '-1', '99999999999'])
+    expect(await refused('prune', `--max-backups=${value}`)).toContain(
+      'it must be a whole number, 1 or more',
+    );
+  for (const value of ['0', 'x', '10'])
+    expect(await refused('backup', '--level', value)).toContain('a whole number from 1 to 9');
+  expect(await refused('backup', '--exclude', '[')).toContain('`[` in `--exclude` is not');
+});
+
 describe('confirmations', () => {
+  test('the command that undoes a restore is printed even if the restore replaced nothing', async () => {
+    const { diag, root } = await withBackups(1, {
+      env: { ...process.env, KG_CONFIRM: 'always' },
+    });
+    const database = path.join(root, '.kg/knowledge.db');
+    rmSync(database);
+    const { stdout } = await diag('restore', '--file', 'latest', '--db-only', '--yes');
+    const [, command] = stdout.match(/To undo this: kg (diag restore --undo --yes .*)\n$/);
+    const env = { ...process.env, KG_CONFIRM: 'always' };
+    expect((await kg(command.split(' '), { cwd: root, env })).status).toBe(0);
+    expect(existsSync(database)).toBe(false);
+  });
+
   test('the last line of a restore is the command that undoes it', async () => {
     const base = temporaryDirectory();
     const root = path.join(base, "Ann's project");
@@ -207,11 +284,42 @@ describe('confirmations', () => {
     const { status, stdout } = await kg(['diag', 'restore', '--file', 'latest'], { cwd: root });
     expect(status).toBe(0);
     const last = stdout.trim().split('\n').at(-1);
-    const [, command] = last.match(/^To put them back: kg (diag restore --undo .*)$/);
+    const [, command] = last.match(/^To undo this: kg (diag restore --undo .*)$/);
     expect(readFileSync(config, 'utf8')).toContain('dark');
     run('sh', ['-c', `"${kgPath}" ${command}`], { cwd: base });
     expect(readFileSync(config, 'utf8')).toBe('{"theme":"light"}\n');
   });
+
+  test.each([
+    ['delete', 'latest', /Delete backup-\S+ in .* for good\? \[y\/N\]/],
+    ['prune', '--max-backups=1', /Remove the backups in .* that no rule keeps\? \[y\/N\]/],
+  ])(
+    'are asked for by %s on a terminal, and "no" removes nothing',
+    async (verb, what, question) => {
+      const { json, root } = await withBackups(3);
+      const count = async () => (await json('list')).backups.length;
+      const answer = (text, ...more) =>
+        // `script` gives the command a terminal.
+        execFileSync(
+          'script',
+          ['-qec', [kgPath, 'diag', verb, what, ...more].join(' '), '/dev/null'],
+          {
+            cwd: root,
+            input: text,
+            encoding: 'utf8',
+            stdio: ['pipe', 'pipe', 'pipe'],
+          },
+        );
+      expect(() => answer('n\n')).toThrow(
+        expect.objectContaining({ status: 1, stdout: expect.stringContaining('KG_NOT_CONFIRMED') }),
+      );
+      expect(await count()).toBe(3);
+      expect(answer('y\n')).toMatch(question);
+      const left = await count();
+      expect(left).toBeLessThan(3);
+      expect(answer('', '--yes')).not.toContain('[y/N]');
+    },
+  );
 
   test('are required without a terminal if KG_CONFIRM is always', async () => {
     const env = { ...process.env, KG_CONFIRM: 'always' };

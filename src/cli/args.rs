@@ -3,6 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -72,6 +73,10 @@ pub struct StoreDir {
 }
 
 impl StoreDir {
+    pub fn named(&self) -> Option<&Path> {
+        self.backup_dir.as_deref()
+    }
+
     pub fn open(&self, root: &Path, settings: &Settings) -> Result<Store> {
         store(self.backup_dir.as_deref(), root, settings)
     }
@@ -131,6 +136,14 @@ impl Waiting {
     }
 }
 
+/// Parses a whole number that is not 0.
+pub fn parse_count<T: FromStr + From<bool> + PartialOrd>(
+    text: &str,
+) -> std::result::Result<T, String> {
+    let number = text.parse().ok().filter(|number| *number >= T::from(true));
+    number.ok_or_else(|| "it must be a whole number, 1 or more".into())
+}
+
 /// Parses a duration as [`parse_duration`] does; a number without a unit is in seconds.
 fn parse_wait(text: &str) -> std::result::Result<Duration, String> {
     text.parse()
@@ -142,29 +155,29 @@ fn parse_wait(text: &str) -> std::result::Result<Duration, String> {
 #[derive(Debug, Args)]
 pub struct Keep {
     /// Remove backups older than this; the newest good one is always kept
-    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "DAYS", value_parser = parse_count::<u32>)]
     retention_days: Option<u32>,
     /// Keep at most this many backups
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_count::<u32>)]
     max_backups: Option<u32>,
     /// Keep this many of the newest good backups, whatever the limits say
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_count::<u32>)]
     keep_last: Option<u32>,
     /// Keep the newest backup of each of the last NUMBER hours that have one
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_count::<u32>)]
     keep_hourly: Option<u32>,
     /// Keep the newest backup of each of the last NUMBER days, in `backup.timezone` or UTC, that
     /// have one
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_count::<u32>)]
     keep_daily: Option<u32>,
     /// Keep the newest backup of each of the last NUMBER ISO weeks that have one
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_count::<u32>)]
     keep_weekly: Option<u32>,
     /// Keep the newest backup of each of the last NUMBER months that have one
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_count::<u32>)]
     keep_monthly: Option<u32>,
     /// Keep the newest backup of each of the last NUMBER years that have one
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_count::<u32>)]
     keep_yearly: Option<u32>,
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::{
-    args::{Common, Keep, OutputDir, Waiting},
+    args::{Common, Keep, OutputDir, Waiting, parse_count},
     copy::CopyArgs,
     hook_reporter::HookReporter,
     interrupt::Watched,
@@ -83,7 +83,7 @@ pub struct BackupArgs {
     #[arg(long, value_name = "FORMAT")]
     compression: Option<Format>,
     /// The compression level, from 1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]
-    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=9))]
+    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
     level: Option<u8>,
     /// Fail if a file cannot be read or changes during the backup, or if a database is damaged
     #[arg(long)]
@@ -116,7 +116,7 @@ pub struct BackupArgs {
     waiting: Waiting,
     /// Make a full backup if an incremental one would make its chain longer than this number of
     /// backups [default: 64]
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_count::<u32>)]
     max_chain: Option<u32>,
     /// Print the status of this project's backups, as `kg diag status` does
     #[arg(long, group = "instead")]
@@ -184,7 +184,6 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     }
     let set = args.set(&settings).over(BackupConfig::of(&settings));
     if let Some(action) = args.manage.action(set.compression(), &args.keys) {
-        args.manage.assert_confirmed()?;
         output.warnings(&unusable);
         return action.run(&store?, args.waiting.timeout(), output);
     }
@@ -432,4 +431,9 @@ fn holds(backup: &Backup) -> String {
         wording::count(stats.node_count, "node"),
         wording::count(stats.edge_count, "edge")
     )
+}
+
+fn parse_level(text: &str) -> std::result::Result<u8, String> {
+    let level = text.parse().ok().filter(|level| (1..=9).contains(level));
+    level.ok_or_else(|| "it must be a whole number from 1 to 9".into())
 }

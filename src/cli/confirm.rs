@@ -37,6 +37,14 @@ pub fn require(is_confirmed: bool) -> Result<()> {
     Err(not_confirmed(message))
 }
 
+/// Returns the flag, after a space, if a command needs it on this machine.
+pub fn flag_where_required() -> &'static str {
+    match always() {
+        Ok(true) => " --yes",
+        _ => "",
+    }
+}
+
 /// Returns whether a person can answer.
 pub fn may_ask() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()

@@ -7,6 +7,7 @@ use clap::Args;
 use super::{
     args::{Keep, Waiting},
     interrupt::Watched,
+    list,
     output::{Output, size},
     reference,
 };
@@ -41,8 +42,8 @@ const OF_A_BACKUP: [&str; 16] = [
 
 #[derive(Debug, Args)]
 pub struct CopyArgs {
-    /// Copy the backups that another store lacks: to a directory, or to a URL such as
-    /// s3://bucket/prefix [default: `backup.copyTo` of the settings]
+    /// Make no backup, but copy the backups that another store lacks: to a directory, or to a URL
+    /// such as s3://bucket/prefix [default: `backup.copyTo` of the settings]
     #[arg(long, value_name = "DIR", num_args = 0..=1, group = "instead", conflicts_with_all = OF_A_BACKUP)]
     copy_to: Option<Option<PathBuf>>,
     /// Copy only this backup and those that it depends on; may be repeated
@@ -70,6 +71,9 @@ impl CopyArgs {
         let configured = settings.copy_to(root);
         let named = self.copy_to.as_ref().and_then(Option::as_ref);
         let target = named.or(configured.as_ref()).ok_or_else(no_target)?;
+        // A copy makes no backup, so a wrong name of the source must not look like a success.
+        list::assert_exists(source, root)?;
+        source.assert_not_empty()?;
         // The limits of the settings belong to the store of the settings.
         let lower = match &configured {
             Some(configured) if is_same(configured, target) => BackupConfig::of_copies(settings),
@@ -140,8 +144,12 @@ fn print(result: &CopyResult, output: &Output) {
     }
     let target = result.target.display();
     let (copied, present) = (result.copied.len(), result.present);
+    let copied = match result.dry_run {
+        true => format!("{copied} would be copied"),
+        false => format!("{copied} copied"),
+    };
     output.line(format!(
-        "{copied} copied to {target}, {}; {present} were there",
+        "{copied} to {target}, {}; {present} were there",
         size(result.bytes_copied)
     ));
     if let Some(retention) = &result.retention {

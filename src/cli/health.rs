@@ -9,7 +9,7 @@ use clap::Args;
 use jiff::Timestamp;
 
 use super::{
-    args::{Common, StoreDir, Waiting},
+    args::{Common, StoreDir, Waiting, parse_count},
     integrity::{print_issues, status_of},
     interrupt::Watched,
     output::{Output, size},
@@ -53,7 +53,7 @@ pub struct HealthArgs {
     #[arg(long)]
     watch: bool,
     /// Seconds between two reports
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, requires = "watch", value_parser = parse_count::<u64>)]
     interval: u64,
     #[command(flatten)]
     waiting: Waiting,

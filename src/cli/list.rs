@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
-    objects::Location,
     store::{Backup, Flaw, Listing, Store, Unlisted, broken_chains, known_stores, newest_good},
     util::wording,
 };
@@ -99,14 +98,14 @@ pub fn list(store: &Store, root: &Path, output: &Output) -> Result<u8> {
 
 /// Fails with `KG_NO_BACKUPS` if the directory of the store does not exist. The own directory of a
 /// project appears with its first backup.
-fn assert_exists(store: &Store, root: &Path) -> Result<()> {
-    let dir = store.dir();
-    let is_new = store.home().is_some() && dir == Store::default_dir(root);
-    if is_new || Location::is_url(&dir.to_string_lossy()) || dir.try_exists().unwrap_or(true) {
+pub(super) fn assert_exists(store: &Store, root: &Path) -> Result<()> {
+    let is_new = store.home().is_some() && store.dir() == Store::default_dir(root);
+    if is_new || !store.dir_is_missing() {
         return Ok(());
     }
-    let message = format!("{} does not exist", dir.display());
-    let remedy = "Check the name with `kg config get backup.dir`, or make a first backup there";
+    let message = format!("{} does not exist", store.dir().display());
+    let remedy = "Check the name, which comes from `--backup-dir`, $KG_BACKUP_DIR, or \
+                  `kg config get backup.dir`; or make a first backup there";
     Err(Error::new(Code::NoBackups, message, remedy))
 }
 

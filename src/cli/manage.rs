@@ -65,7 +65,7 @@ pub struct DeleteArgs {
     /// Also remove the backups that depend on it
     #[arg(long)]
     cascade: bool,
-    /// Confirm it if $KG_CONFIRM is `always`
+    /// Do not ask on a terminal
     #[arg(long, short)]
     yes: bool,
     #[command(flatten)]
@@ -107,9 +107,8 @@ pub fn run_unpin(args: &UnpinArgs, output: &Output) -> Result<u8> {
 }
 
 pub fn run_delete(args: &DeleteArgs, output: &Output) -> Result<u8> {
-    confirm::require(args.yes)?;
     let store = opened(&args.common, &args.store, output)?;
-    let action = Action::Delete(&args.backup, args.cascade);
+    let action = Action::Delete(&args.backup, args.cascade, args.yes);
     action.run(&store, args.waiting.timeout(), output)
 }
 
@@ -132,7 +131,7 @@ pub struct ManageFlags {
     /// Also remove the backups that depend on it
     #[arg(long, requires = "delete")]
     cascade: bool,
-    /// Confirm --delete if $KG_CONFIRM is `always`
+    /// Do not ask on a terminal before --delete
     #[arg(long, requires = "delete")]
     yes: bool,
     /// Keep a backup until it is unpinned, as `kg diag pin` does
@@ -150,17 +149,12 @@ pub struct ManageFlags {
 }
 
 impl ManageFlags {
-    /// Fails with `KG_NOT_CONFIRMED` if the action needs a confirmation.
-    pub fn assert_confirmed(&self) -> Result<()> {
-        confirm::require(self.yes || self.delete.is_none())
-    }
-
     /// Returns the action that the flags ask for.
     pub fn action<'a>(&'a self, compression: Compression, keys: &'a KeyArgs) -> Option<Action<'a>> {
         let delete = self
             .delete
             .as_deref()
-            .map(|id| Action::Delete(id, self.cascade));
+            .map(|id| Action::Delete(id, self.cascade, self.yes));
         let pin = || Some(Action::Pin(self.pin.as_deref()?, self.reason.clone()));
         let unpin = || self.unpin.as_deref().map(Action::Unpin);
         let consolidate = || {
@@ -173,7 +167,8 @@ impl ManageFlags {
 
 /// An action on the backup that a user names.
 pub enum Action<'a> {
-    Delete(&'a str, bool),
+    /// With the backups that depend on it, or without, and whether the user confirmed it.
+    Delete(&'a str, bool, bool),
     Pin(&'a str, Option<String>),
     Unpin(&'a str),
     Consolidate(&'a str, Compression, &'a KeyArgs),
@@ -182,13 +177,19 @@ pub enum Action<'a> {
 impl Action<'_> {
     /// Runs the action and returns the exit status.
     pub fn run(self, store: &Store, lock_timeout: Duration, output: &Output) -> Result<u8> {
-        let (Action::Delete(named, _)
+        let (Action::Delete(named, ..)
         | Action::Pin(named, _)
         | Action::Unpin(named)
         | Action::Consolidate(named, ..)) = &self;
         let id = reference::id(store, named)?;
         match self {
-            Action::Delete(_, cascade) => delete_backup(store, &id, cascade, lock_timeout, output),
+            Action::Delete(_, cascade, is_confirmed) => {
+                if !is_confirmed {
+                    let dir = store.dir().display();
+                    confirm::ask(&format!("Delete {id} in {dir} for good?"))?;
+                }
+                delete_backup(store, &id, cascade, lock_timeout, output)
+            }
             Action::Pin(_, reason) => pin_backup(store, &id, reason, lock_timeout, output),
             Action::Unpin(_) => unpin_backup(store, &id, lock_timeout, output),
             Action::Consolidate(_, compression, keys) => {
@@ -237,7 +238,7 @@ fn pin_backup(
     output.result(&backup);
     print_store_warnings(&backup, output);
     output.line(format!(
-        "Pinned {}: nothing removes it until `kg diag unpin {0}`",
+        "Pinned {}: nothing removes it until `kg diag unpin` with the same id and options",
         backup.id
     ));
     Ok(())

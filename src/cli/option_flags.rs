@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 /// The flags for each option of the API. An option that several flags set has all of them.
-const FLAGS: [(&str, &[&str]); 25] = [
+const FLAGS: [(&str, &[&str]); 26] = [
     ("backupDir", &["--backup-dir"]),
     ("backupIds", &["--copy"]),
     ("basedOn", &["--base-backup"]),
@@ -30,6 +30,7 @@ const FLAGS: [(&str, &[&str]); 25] = [
     ("maxBackups", &["--max-backups"]),
     ("maxChainLength", &["--max-chain"]),
     ("overwrite", &["--overwrite"]),
+    ("paths", &["--path"]),
     ("projectRoot", &["--project"]),
     ("retentionDays", &["--retention-days"]),
     ("strict", &["--strict"]),

@@ -6,6 +6,7 @@ use super::{
     args::{Common, Keep, OutputDir, Waiting, settings},
     confirm,
     interrupt::Watched,
+    list,
     output::{Output, code_of, size},
 };
 use crate::{
@@ -29,7 +30,7 @@ pub struct PruneArgs {
     /// Print what would be removed without removing it
     #[arg(long)]
     dry_run: bool,
-    /// Confirm it if $KG_CONFIRM is `always`
+    /// Do not ask on a terminal
     #[arg(long, short)]
     yes: bool,
     #[command(flatten)]
@@ -37,7 +38,6 @@ pub struct PruneArgs {
 }
 
 pub fn run(args: &PruneArgs, output: &Output) -> Result<u8> {
-    confirm::require(args.yes || args.dry_run)?;
     let root = args.common.root()?;
     let settings = settings(&root, output);
     let config = args
@@ -47,6 +47,13 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<u8> {
     // An unusable setting may be one that keeps a backup.
     config.assert_retention_known()?;
     let store = args.store.open(&root, &settings)?;
+    list::assert_exists(&store, &root)?;
+    if !args.yes && !args.dry_run {
+        confirm::ask(&format!(
+            "Remove the backups in {} that no rule keeps?",
+            store.dir().display()
+        ))?;
+    }
     let watched = Watched::new(output);
     let result = prune(
         &store,
@@ -85,5 +92,10 @@ fn print_result(result: &PruneResult, output: &Output) {
             code_of(&decision.reason)
         ));
     }
-    output.line(format!("{} freed", size(result.bytes_freed)));
+    let freed = if result.dry_run {
+        "would be freed"
+    } else {
+        "freed"
+    };
+    output.line(format!("{} {freed}", size(result.bytes_freed)));
 }

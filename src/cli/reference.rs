@@ -12,8 +12,9 @@ const MIN_BEGINNING: usize = 4;
 /// The number of ids that a message names.
 const MOST_NAMED: usize = 5;
 
-/// Returns the id that begins with `reference`, with or without `backup-`. Returns every other
-/// reference as it is. Fails with `KG_AMBIGUOUS` if several ids begin so.
+/// Returns the id that is `reference`, or the only one that begins with it, with or without
+/// `backup-`. Returns every other reference as it is. Fails with `KG_AMBIGUOUS` if several ids begin
+/// so.
 pub fn complete(store: &Store, reference: &str) -> Result<String> {
     if !is_beginning(reference) || Path::new(reference).exists() {
         return Ok(reference.to_string());
@@ -29,6 +30,10 @@ pub fn complete(store: &Store, reference: &str) -> Result<String> {
         .collect();
     ids.sort();
     ids.dedup();
+    // A second backup of the same second has an id that begins with that of the first.
+    if let Some(whole) = ids.iter().find(|id| id.ends_with(reference)) {
+        return Ok(whole.clone());
+    }
     match ids.as_slice() {
         [] => Ok(reference.to_string()),
         [id] => Ok(id.clone()),

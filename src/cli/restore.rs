@@ -215,10 +215,7 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<u8> {
             "  the previous files are kept in {}; `--undo --earlier` undoes the restore before",
             kept.display()
         ));
-        output.line(format!(
-            "To put them back: kg diag restore --undo --target {}",
-            shell_word(&target.to_string_lossy())
-        ));
+        output.line(format!("To undo this: {}", undo_command(&target)));
     }
     Ok(0)
 }
@@ -289,9 +286,21 @@ fn print_result(result: &RestoreResult, output: &Output) {
             wording::count(result.files_replaced, "file"),
             kept.display()
         ));
+    }
+    if result.can_undo {
         output.line(format!(
-            "To put them back: kg diag restore --undo --target {}",
-            shell_word(&result.target_dir.to_string_lossy())
+            "To undo this: {}",
+            undo_command(&result.target_dir)
         ));
     }
+}
+
+/// Returns the command that undoes the last change of a project.
+fn undo_command(target: &Path) -> String {
+    let yes = confirm::flag_where_required();
+    let target = target.to_string_lossy();
+    format!(
+        "kg diag restore --undo{yes} --target {}",
+        shell_word(&target)
+    )
 }

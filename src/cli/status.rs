@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     args::{Common, StoreDir},
+    list,
     option_flags::translate,
     output::{Output, code_of, integrity, size},
 };
@@ -39,6 +40,10 @@ pub fn run(args: &StatusArgs, output: &Output) -> Result<u8> {
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
     let store = args.store.open(&root, &settings)?;
+    if args.common.named_project().is_some() {
+        Project::open(&root)?;
+    }
+    list::assert_exists(&store, &root)?;
     status(&root, &store, &settings, &unusable, output)
 }
 

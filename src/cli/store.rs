@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    args::{Common, settings, store},
+    args::{Common, StoreDir, settings, store},
     interrupt::Watched,
     option_flags::translate,
     output::{LESS, Output, size},
 };
 use crate::{
     commands::store_check::{Need, Operation, Outcome, StoreCheck, Tried, check_store},
-    error::{Code, Result},
+    error::{Code, Error, Result},
     project::Project,
 };
 
@@ -33,17 +33,28 @@ pub struct StoreArgs {
     /// directory [default: $KG_BACKUP_DIR, `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "URL", num_args = 0..=1, required = true)]
     check: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    store: StoreDir,
 }
 
 pub fn run(args: &StoreArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let settings = settings(&root, output);
-    let named = args.check.as_ref().and_then(Option::as_ref);
+    let checked = args.check.as_ref().and_then(Option::as_deref);
+    let named = match (checked, args.store.named()) {
+        (Some(_), Some(_)) => {
+            return Err(Error::invalid(
+                "Two stores are named",
+                "Name one: `--check DIR`, or `--check --backup-dir DIR`",
+            ));
+        }
+        (checked, named) => checked.or(named),
+    };
     if named.is_none() {
         // Without a project, there are no settings that could name a store.
         Project::open(&root)?;
     }
-    let store = store(named.map(PathBuf::as_path), &root, &settings)?;
+    let store = store(named, &root, &settings)?;
     let watched = Watched::new(output);
     let checked = check_store(&store, &watched.context)?;
     drop(watched);

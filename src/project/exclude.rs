@@ -36,7 +36,7 @@ impl Exclusion {
     pub fn in_vain(&self) -> Vec<Warning> {
         let warn = |pattern: &str| {
             let message = format!(
-                "`{pattern}` in excludePatterns matched nothing that could be left out of the backup"
+                "`{pattern}` in `excludePatterns` matched nothing that could be left out of the backup"
             );
             Warning::new(WarningCode::Exclude, message)
         };

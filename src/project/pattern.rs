@@ -104,7 +104,7 @@ impl Pattern {
         let refused = |what: &str| {
             let remedy = "Write it as in a .gitignore file, for example `*.tmp`, `plugins/cache/` or `vectors/*.f32`";
             Error::invalid(
-                format!("`{text}` in {option} is not a pattern: {what}"),
+                format!("`{text}` in `{option}` is not a pattern: {what}"),
                 remedy,
             )
         };

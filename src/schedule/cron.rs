@@ -12,7 +12,10 @@ use croner::{
 };
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    util::wording,
+};
 
 const FIELDS: [&str; 6] = [
     "second",
@@ -101,8 +104,8 @@ fn refuse(expression: &str, cause: &str) -> Error {
     }
     if !(5..=6).contains(&fields.len()) {
         return invalid(format!(
-            "The schedule `{expression}` has {} fields instead of five or six",
-            fields.len()
+            "The schedule `{expression}` has {} instead of five or six",
+            wording::count(fields.len(), "field")
         ));
     }
     let names = &FIELDS[FIELDS.len() - fields.len()..];

@@ -75,7 +75,10 @@ impl Store {
             }
         }
         let dir = self.dir().display();
-        Err(backup_not_found(format!("{dir} contains no backup {id}")))
+        Err(backup_not_found(match self.dir_is_missing() {
+            true => format!("There is no backup {id}: {dir} does not exist"),
+            false => format!("{dir} contains no backup {id}"),
+        }))
     }
 
     /// Returns whether the store has a backup with that id, including one that cannot be read.
@@ -143,6 +146,20 @@ impl Store {
         Ok(newest.filter(|newest| !newest.is_ahead(Timestamp::now())))
     }
 
+    /// Returns whether the store is a directory that certainly does not exist.
+    pub fn dir_is_missing(&self) -> bool {
+        !Location::is_url(&self.dir().to_string_lossy()) && !self.dir().try_exists().unwrap_or(true)
+    }
+
+    /// Fails with `KG_NO_BACKUPS` if the store has neither a backup nor an archive.
+    pub fn assert_not_empty(&self) -> Result<()> {
+        let Listing { backups, unlisted } = self.read()?;
+        match backups.is_empty() && unlisted.is_empty() {
+            true => Err(self.empty()?),
+            false => Ok(()),
+        }
+    }
+
     /// Returns the error for a store without backups, which explains any archives that are not
     /// listed.
     fn empty(&self) -> Result<Error> {
@@ -150,7 +167,11 @@ impl Store {
         Ok(if archives == 0 {
             let remedy = "Make a backup with `kg diag backup`, or name the directory that contains \
                           the backups";
-            Error::new(Code::NoBackups, format!("{dir} contains no backup"), remedy)
+            let what = match self.dir_is_missing() {
+                true => "does not exist",
+                false => "contains no backup",
+            };
+            Error::new(Code::NoBackups, format!("{dir} {what}"), remedy)
         } else {
             let message = format!(
                 "{dir} contains {archives} archives, but none has a matching, readable manifest \
@@ -224,6 +245,13 @@ impl Store {
         }
         if let Err(Flaw::Unread(error)) = led_to(path, &ARCHIVE_ENDINGS) {
             return Err(error);
+        }
+        if path.is_dir() {
+            return Err(Error::new(
+                Code::BackupNotFound,
+                format!("{reference} is a directory, not a backup"),
+                "Name a backup in it: `latest` and `--backup-dir`, or the path of an archive",
+            ));
         }
         Err(backup_not_found(format!(
             "There is no file {reference} and no such backup in {}",

@@ -303,6 +303,9 @@ pub struct Applied {
     pub files_replaced: u64,
     /// The directory that keeps the replaced files.
     pub safety_copy: Option<PathBuf>,
+    /// Whether an undo can take this back.
+    #[serde(default)]
+    pub can_undo: bool,
     /// The backup settings that changed or, in a dry run, would change.
     #[serde(default)]
     pub settings_changed: Vec<SettingChange>,

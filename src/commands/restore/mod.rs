@@ -107,6 +107,8 @@ pub struct RestoreResult {
     /// The directory that keeps the replaced files, under their paths in the project.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safety_copy: Option<PathBuf>,
+    /// Whether an undo can take the restore back. It cannot if the project was empty.
+    pub can_undo: bool,
     /// The backup settings that the restore changed, or would change.
     pub settings_changed: Vec<SettingChange>,
     pub warnings: Vec<Warning>,
@@ -186,6 +188,7 @@ fn restore_through(
         bytes_restored: applied.bytes_restored,
         files_replaced: applied.files_replaced,
         safety_copy: applied.safety_copy,
+        can_undo: applied.can_undo,
         settings_changed: applied.settings_changed,
         warnings,
         duration_ms: duration_ms(began.elapsed()),

@@ -176,6 +176,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         bytes_restored: placements.size_bytes,
         files_replaced: taken.count,
         safety_copy: None,
+        can_undo: false,
         settings_changed: Vec::new(),
         warnings,
     };
@@ -191,6 +192,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     drop(placements);
     // After a restore into an empty project, there is nothing to put back.
     let can_undo = holds_something(&root.join(STATE_DIR)) || plan.keeps_any();
+    applied.can_undo = can_undo;
     if can_undo && applied.files_replaced > 0 {
         applied.safety_copy = Some(root.join(&undo_dir));
     }
@@ -284,6 +286,7 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         bytes_restored: 0,
         files_replaced: plan::taken(&target, &placements)?.count,
         safety_copy: (!request.dry_run).then(|| root.join(&undo_dir)),
+        can_undo: !request.dry_run,
         settings_changed: Vec::new(),
         warnings,
     };
