@@ -369,10 +369,10 @@ describe('stop', () => {
 describe('an invalid option is refused at once', () => {
   const cases = [
     [{ schedule: '61 * * * *' }, /Field 1 .* the minute `61`/],
-    [{ schedule: 'daily' }, /1 fields instead of five or six/],
+    [{ schedule: 'daily' }, /1 field instead of five or six/],
     [{ schedule: undefined }, /needs a `schedule`/],
     [{ timezone: 'Mars/Olympus' }, /`Mars\/Olympus` is not a time zone/],
-    [{ type: 'partial' }, /unknown variant `partial`/],
+    [{ type: 'partial' }, /unknown value `partial`/],
     [{ fullBackupInterval: 7 }, /requires the type `incremental`/],
     [{ type: 'incremental', fullBackupInterval: 0.5 }, /`fullBackupInterval` is 0.5/],
     [{ jitter: -1 }, /`jitter`/],
@@ -382,7 +382,7 @@ describe('an invalid option is refused at once', () => {
     [{ clock: {} }, /`clock` has no function `now`/],
     [{ onSuccess: 'print' }, /`onSuccess` is not a function/],
     [{ backupManager: {} }, /`backupManager` is not a BackupManager/],
-    [{ scedule: '* * * * *' }, /unknown field `scedule`/],
+    [{ scedule: '* * * * *' }, /unknown option `scedule`/],
   ];
   for (const [options, message] of cases) {
     test(JSON.stringify(options), () => {

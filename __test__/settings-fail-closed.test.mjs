@@ -530,6 +530,20 @@ describe('settings that may name another directory', () => {
     expect((await kg('backup', '--output', backups, '--no-encrypt')).status).toBe(0);
   });
 
+  test('and that are invalid: neither an older store nor one of copies is named', async () => {
+    const { root, backups } = makeProject({ nodes: 5 });
+    const config = path.join(root, '.kg/config.json');
+    const kg = (...args) => runKg(['diag', ...args], { cwd: root });
+    writeFileSync(config, JSON.stringify({ backup: { dir: backups } }));
+    expect((await kg('backup', '--output', path.join(root, '../a-once'))).status).toBe(0);
+    expect((await kg('backup')).status).toBe(0);
+    expect((await kg('backup', '--copy-to', path.join(root, '../a-copies'))).status).toBe(0);
+    writeFileSync(config, '{"backup": {"dir": ');
+    expect((await kg('list')).stderr).toContain(`were last made in ${backups}`);
+    const status = await kg('status', '--backup-dir', backups);
+    expect(status.stdout).toMatch(/schedule  unknown: the configuration cannot be used/);
+  });
+
   test('and that are misspelt or given twice: no backup is made', async () => {
     const { root } = makeProject({ nodes: 5 });
     const elsewhere = path.join(root, '../elsewhere');
@@ -589,7 +603,7 @@ describe('an unknown or invalid setting', () => {
     );
     expect(
       (await runKg(['config', 'set', 'backup.encrpyt', 'true'], { cwd: root })).stderr,
-    ).toContain('Did you mean `backup.encrypt`');
+    ).toContain('You may mean `backup.encrypt`');
     expect(warnings.some(({ message }) => message.includes('theme'))).toBe(false);
   });
 

@@ -366,10 +366,14 @@ impl KeepOptions {
 
 pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
     serde_json::from_str(json).map_err(|cause| {
-        // serde_json appends a position in the JSON text, which the caller in JavaScript has never
-        // seen.
+        // serde_json uses the words of Rust, and appends a position in the JSON text, which the caller
+        // in JavaScript has never seen.
         let text = cause.to_string();
         let what = text.split(" at line ").next().unwrap_or(&text);
+        let what = what
+            .replace("unknown field", "unknown option")
+            .replace("unknown variant", "unknown value")
+            .replace("invalid type", "wrong type");
         Error::invalid(
             format!("The options cannot be used: {what}"),
             "See index.d.ts for the options and their types",

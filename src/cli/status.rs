@@ -258,6 +258,9 @@ pub fn hook_failure(failure: &HookFailure) -> String {
 
 fn schedule(status: &Status, service: Option<&str>) -> String {
     let Some(schedule) = &status.schedule else {
+        if status.is_schedule_unknown {
+            return "unknown: the configuration cannot be used".into();
+        }
         return "none: set one with `kg config set backup.schedule \"0 2 * * *\"`".into();
     };
     let zone = status

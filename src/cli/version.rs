@@ -46,6 +46,17 @@ pub fn run(_: &VersionArgs, output: &Output) -> Result<u8> {
         ("linux", false) => "-gnu",
         _ => "",
     };
+    // The names of Node.js, which those of the packages contain.
+    let system = match consts::OS {
+        "macos" => "darwin",
+        "windows" => "win32",
+        other => other,
+    };
+    let processor = match consts::ARCH {
+        "x86_64" => "x64",
+        "aarch64" => "arm64",
+        other => other,
+    };
     let executable = env::current_exe().ok();
     let versions = Versions {
         kg: RELEASE,
@@ -55,7 +66,7 @@ pub fn run(_: &VersionArgs, output: &Output) -> Result<u8> {
         hook_event: hooks::EVENT_VERSION,
         json_output: ENVELOPE_VERSION,
         sqlite: rusqlite::version(),
-        platform: format!("{}-{}{libc}", consts::OS, consts::ARCH),
+        platform: format!("{system}-{processor}{libc}"),
         executable: executable.map(|path| path.display().to_string()),
     };
     output.result(&versions);

@@ -443,6 +443,9 @@ impl Settings {
     /// Returns why no backups are made on a schedule, and the command to change that. Empty if they
     /// are made.
     pub fn without_schedule(&self) -> Vec<&'static str> {
+        if self.are_unusable() {
+            return vec!["whether there is a schedule is unknown: correct the configuration"];
+        }
         let is_off = self.bool("backup.enabled") != Some(true);
         let is_unset = self.schedule().is_none();
         let off = is_off.then_some("no backups are made: `kg config set backup.enabled true`");

@@ -342,13 +342,13 @@ pub fn find(name: &str) -> Result<&'static Key> {
     ALL.iter().find(|key| key.name == name).ok_or_else(|| {
         let homes = [ConfigFile::Config, ConfigFile::Hooks];
         let remedy = match homes.into_iter().find_map(|home| nearest(home, name)) {
-            Some(known) => format!("Did you mean `{known}`?"),
+            Some(known) if known == name => {
+                "Name one of its keys; `kg config show --all` lists them".into()
+            }
+            Some(known) => format!("You may mean `{known}`"),
             None => "See the keys with `kg config show --all`".into(),
         };
-        Error::invalid(
-            format!("`{name}` is not a setting"),
-            remedy.trim_end_matches('?'),
-        )
+        Error::invalid(format!("`{name}` is not a setting"), remedy)
     })
 }
 

@@ -319,7 +319,7 @@ fn unknown(key: &str) -> Error {
     let distance = |known: &&&str| strsim::damerau_levenshtein(&letters(key), &letters(known));
     let nearest = KEYS.iter().min_by_key(distance);
     let remedy = match nearest.filter(|known| distance(known) <= 3) {
-        Some(known) => format!("Did you mean `{known}`?"),
+        Some(known) => format!("You may mean `{known}`"),
         None => format!("The known options are {}", KEYS.join(", ")),
     };
     // A secret in the place of a key is long or has unusual letters.
@@ -374,7 +374,7 @@ mod tests {
         for (given, reason) in [
             (
                 json!({ "secretAccesKey": "hunter2" }),
-                "Did you mean `secretAccessKey`?",
+                "You may mean `secretAccessKey`",
             ),
             (json!({ "hunter2 hunter2": 1 }), "which does not exist"),
             (
