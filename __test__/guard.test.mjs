@@ -361,7 +361,7 @@ describe('the pin', () => {
     });
     expect(result).toBe('done');
     const warning = await until(() => warnings.find(({ code }) => code === 'KG_GUARD_PIN'));
-    expect(warning.message).toMatch(/^guard\(\) could not unpin backup-.*contains no backup/);
+    expect(warning.message).toMatch(/^guard\(\) could not unpin backup-.*does not exist/);
   });
 });
 

@@ -77,6 +77,11 @@ impl StoreDir {
         self.backup_dir.as_deref()
     }
 
+    /// Returns whether the user named the store, by the flag or in the environment.
+    pub fn is_named(&self) -> bool {
+        is_store_named(self.backup_dir.as_deref())
+    }
+
     pub fn open(&self, root: &Path, settings: &Settings) -> Result<Store> {
         store(self.backup_dir.as_deref(), root, settings)
     }
@@ -90,9 +95,18 @@ pub struct OutputDir {
 }
 
 impl OutputDir {
+    /// Returns whether the user named the store, by the flag or in the environment.
+    pub fn is_named(&self) -> bool {
+        is_store_named(self.backup_dir.as_deref())
+    }
+
     pub fn open(&self, root: &Path, settings: &Settings) -> Result<Store> {
         store(self.backup_dir.as_deref(), root, settings)
     }
+}
+
+fn is_store_named(flag: Option<&Path>) -> bool {
+    flag.is_some() || of_environment(BACKUP_DIR).is_some()
 }
 
 /// Returns the store that the flag names, else the environment, else the settings, else

@@ -180,7 +180,9 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     let settings = Settings::read(&root, &mut unusable);
     let store = args.store(&root, &settings);
     if args.status {
-        return status::status(&root, &store?, &settings, &unusable, output);
+        let store = store?;
+        status::assert_meant(&args.common, &root, &store, args.store.is_named())?;
+        return status::status(&root, &store, &settings, &unusable, output);
     }
     let set = args.set(&settings).over(BackupConfig::of(&settings));
     if let Some(action) = args.manage.action(set.compression(), &args.keys) {

@@ -23,15 +23,12 @@ pub fn complete(store: &Store, reference: &str) -> Result<String> {
     let listed = backups.into_iter().map(|backup| backup.id);
     let mut ids: Vec<String> = listed
         .chain(unlisted.into_iter().map(|unlisted| unlisted.id))
-        .filter(|id| {
-            let stamp = id.strip_prefix(ID_PREFIX).unwrap_or(id);
-            id.starts_with(reference) || stamp.starts_with(reference)
-        })
+        .filter(|id| id.starts_with(reference) || stamp(id).starts_with(reference))
         .collect();
     ids.sort();
     ids.dedup();
     // A second backup of the same second has an id that begins with that of the first.
-    if let Some(whole) = ids.iter().find(|id| id.ends_with(reference)) {
+    if let Some(whole) = ids.iter().find(|id| stamp(id) == stamp(reference)) {
         return Ok(whole.clone());
     }
     match ids.as_slice() {
@@ -63,8 +60,13 @@ pub fn id(store: &Store, reference: &str) -> Result<String> {
     })
 }
 
+/// Returns an id, or the beginning of one, without the prefix.
+fn stamp(id: &str) -> &str {
+    id.strip_prefix(ID_PREFIX).unwrap_or(id)
+}
+
 fn is_beginning(reference: &str) -> bool {
-    let stamp = reference.strip_prefix(ID_PREFIX).unwrap_or(reference);
+    let stamp = stamp(reference);
     let is_stamp = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     !is_id(reference)
         && stamp.len() >= MIN_BEGINNING

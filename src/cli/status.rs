@@ -40,11 +40,25 @@ pub fn run(args: &StatusArgs, output: &Output) -> Result<u8> {
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
     let store = args.store.open(&root, &settings)?;
-    if args.common.named_project().is_some() {
-        Project::open(&root)?;
-    }
-    list::assert_exists(&store, &root)?;
+    assert_meant(&args.common, &root, &store, args.store.is_named())?;
     status(&root, &store, &settings, &unusable, output)
+}
+
+/// Fails if the project or the store that the user names does not exist, or if the user names no
+/// store and there is no project. A store of the settings that is missing is a part of the status.
+pub fn assert_meant(
+    common: &Common,
+    root: &Path,
+    store: &Store,
+    is_store_named: bool,
+) -> Result<()> {
+    if common.named_project().is_some() || !is_store_named {
+        Project::open(root)?;
+    }
+    match is_store_named {
+        true => list::assert_exists(store, root),
+        false => Ok(()),
+    }
 }
 
 /// Prints the status and returns the exit status. `warnings` are those of the settings.
