@@ -541,7 +541,7 @@ describe('settings that may name another directory', () => {
     writeFileSync(config, '{"backup": {"dir": ');
     expect((await kg('list')).stderr).toContain(`were last made in ${backups}`);
     const status = await kg('status', '--backup-dir', backups);
-    expect(status.stdout).toMatch(/schedule  unknown: the configuration cannot be used/);
+    expect(status.stdout).toMatch(/schedule {2}unknown: the configuration cannot be used/);
   });
 
   test('and that are misspelt or given twice: no backup is made', async () => {
