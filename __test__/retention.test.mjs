@@ -134,7 +134,7 @@ test('kg accepts the limits with a backup, and kg diag prune shows and applies t
   });
   expect(dry).toMatchObject({
     status: 0,
-    stdout: expect.stringMatching(/would be removed: too-old\n[\d.]+ kB freed\n$/),
+    stdout: expect.stringMatching(/would be removed: too-old\n[\d.]+ kB would be freed\n$/),
   });
   const pruned = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--json'], {
     cwd: root,
@@ -220,12 +220,15 @@ test('prune creates no directory, and reports that it is missing', async () => {
       { cwd: root },
     );
     expect(pruned).toMatchObject({
-      status: 0,
-      stderr: expect.stringMatching(
-        /does not exist: there was nothing to remove \[KG_WARN_STORE\]/,
-      ),
+      status: 4,
+      stderr: expect.stringMatching(/does not exist \[KG_NO_BACKUPS\]/),
     });
   }
+  // The directory of the project appears with its first backup.
+  expect(await kg(['diag', 'prune', '--max-backups', '2'], { cwd: root })).toMatchObject({
+    status: 0,
+    stderr: expect.stringMatching(/does not exist: there was nothing to remove \[KG_WARN_STORE\]/),
+  });
   expect(await manager.prune()).toMatchObject({
     decisions: [],
     bytesFreed: 0,

@@ -144,7 +144,7 @@ fn list_warnings(store: &Store, listing: &Listing) -> Vec<Warning> {
 }
 
 /// Returns the warning about a store that contained backups of the project at the last run.
-fn emptied(store: &Store, backups: &[Backup]) -> Vec<Warning> {
+pub(super) fn emptied(store: &Store, backups: &[Backup]) -> Vec<Warning> {
     let own = backups.iter().filter(|backup| store.is_own(backup));
     let own: Vec<Backup> = own.cloned().collect();
     let home = store.home();

@@ -45,7 +45,8 @@ pub fn run(args: &StatusArgs, output: &Output) -> Result<u8> {
 }
 
 /// Fails if the project or the store that the user names does not exist, or if the user names no
-/// store and there is no project. A store of the settings that is missing is a part of the status.
+/// store and there is no project. A missing store that the settings name, or that had backups at the
+/// last run, is a part of the status.
 pub fn assert_meant(
     common: &Common,
     root: &Path,
@@ -55,10 +56,10 @@ pub fn assert_meant(
     if common.named_project().is_some() || !is_store_named {
         Project::open(root)?;
     }
-    match is_store_named {
-        true => list::assert_exists(store, root),
-        false => Ok(()),
+    if is_store_named && list::emptied(store, &[]).is_empty() {
+        list::assert_exists(store, root)?;
     }
+    Ok(())
 }
 
 /// Prints the status and returns the exit status. `warnings` are those of the settings.

@@ -250,7 +250,7 @@ impl Store {
             return Err(Error::new(
                 Code::BackupNotFound,
                 format!("{reference} is a directory, not a backup"),
-                "Name a backup in it: `latest` and `--backup-dir`, or the path of an archive",
+                "Name it with `backupDir`, and a backup in it by its id; or name an archive by its path",
             ));
         }
         Err(backup_not_found(format!(
