@@ -22,7 +22,7 @@ import { cargoFor } from './zig.mjs';
 function build(platform) {
   const { target } = platforms[platform];
   const oldest = target.endsWith('-gnu') ? `${target}.${OLDEST_GLIBC}` : target;
-  cargoFor(oldest, 'build', ['--release']);
+  cargoFor(oldest, 'build', ['--profile', 'dist']);
   const library = target.endsWith('-darwin') ? 'libkg_backup.dylib' : 'libkg_backup.so';
   const built = path.join(process.env.CARGO_TARGET_DIR ?? path.join(root, 'target'), target);
   for (const [from, part] of [
@@ -32,7 +32,7 @@ function build(platform) {
     const to = path.join(root, 'npm', platform, part);
     // A running process keeps the old file.
     rmSync(to, { force: true });
-    copyFileSync(path.join(built, 'release', from), to);
+    copyFileSync(path.join(built, 'dist', from), to);
   }
 }
 
