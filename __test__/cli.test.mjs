@@ -1,6 +1,6 @@
 // `kg` for an operator: its output, its exit status, a closed pipe and Ctrl-C.
 
-import { execFileSync, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   copyFileSync,
@@ -15,7 +15,7 @@ import path from 'node:path';
 
 import { describe, expect, onTestFinished, test } from 'vitest';
 
-import { kg, kgPath, repository, run } from './support/processes.mjs';
+import { kg, kgOnTerminal, kgPath, repository, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 import { resultOf } from './support/json-output.mjs';
 
@@ -186,18 +186,8 @@ describe('kg diag restore', () => {
   test('asks on a terminal, and "no" changes nothing', async () => {
     const { kg, root } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
-    const answer = (text, ...more) => {
-      const command = [kgPath, 'diag', 'restore', '--file', 'backups/latest.tar.gz', ...more].join(
-        ' ',
-      );
-      // `script` gives the command a terminal.
-      return execFileSync('script', ['-qec', command, '/dev/null'], {
-        cwd: root,
-        input: text,
-        encoding: 'utf8',
-        stdio: ['pipe', 'pipe', 'pipe'],
-      });
-    };
+    const restore = ['diag', 'restore', '--file', 'backups/latest.tar.gz'];
+    const answer = (text, ...more) => kgOnTerminal([...restore, ...more], root, text);
     expect(() => answer('n\n')).toThrow(
       expect.objectContaining({ status: 1, stdout: expect.stringContaining('KG_NOT_CONFIRMED') }),
     );

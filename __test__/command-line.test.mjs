@@ -8,7 +8,7 @@ import readline from 'node:readline';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { resultOf } from './support/json-output.mjs';
-import { kg, kgPath, once, run } from './support/processes.mjs';
+import { kg, kgOnTerminal, kgPath, once, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
 /** Makes a project with backups, and functions that run `kg diag` in it. */
@@ -298,18 +298,7 @@ describe('confirmations', () => {
     async (verb, what, question) => {
       const { json, root } = await withBackups(3);
       const count = async () => (await json('list')).backups.length;
-      const answer = (text, ...more) =>
-        // `script` gives the command a terminal.
-        execFileSync(
-          'script',
-          ['-qec', [kgPath, 'diag', verb, what, ...more].join(' '), '/dev/null'],
-          {
-            cwd: root,
-            input: text,
-            encoding: 'utf8',
-            stdio: ['pipe', 'pipe', 'pipe'],
-          },
-        );
+      const answer = (text, ...more) => kgOnTerminal(['diag', verb, what, ...more], root, text);
       expect(() => answer('n\n')).toThrow(
         expect.objectContaining({ status: 1, stdout: expect.stringContaining('KG_NOT_CONFIRMED') }),
       );

@@ -1,7 +1,7 @@
 // IntegrityChecker as a host uses it: while the host has a connection, with the code of the guide,
 // and with repairs.
 
-import { execFileSync, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -25,7 +25,15 @@ import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { installRuntimes } from '../scripts/runtimes.mjs';
-import { kg, kgPath, repository, run, startWriter, until } from './support/processes.mjs';
+import {
+  kg,
+  kgOnTerminal,
+  kgPath,
+  repository,
+  run,
+  startWriter,
+  until,
+} from './support/processes.mjs';
 import {
   contents,
   fillDatabase,
@@ -690,13 +698,7 @@ describe('kg', () => {
   test('diag repair asks for confirmation on a terminal', () => {
     const { root, database } = makeProject();
     breakRows(database);
-    const answer = (text) =>
-      execFileSync('script', ['-qec', `${kgPath} diag repair`, '/dev/null'], {
-        cwd: root,
-        input: text,
-        encoding: 'utf8',
-        stdio: ['pipe', 'pipe', 'pipe'],
-      });
+    const answer = (text) => kgOnTerminal(['diag', 'repair'], root, text);
     expect(() => answer('n\n')).toThrow(
       expect.objectContaining({
         status: 3,

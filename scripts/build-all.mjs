@@ -4,8 +4,7 @@
 //   npm run build:all -- [PLATFORM ...]
 //
 // Zig has the headers of each platform, and glibc in each version; macos-sdk/ lists what it lacks of
-// macOS. Where a platform can be run here, natively or emulated, its packages are
-// tried too.
+// macOS. Where a platform can be run here, natively or emulated, its packages are tried too.
 
 import { copyFileSync, rmSync, statSync } from 'node:fs';
 import path from 'node:path';

@@ -9,8 +9,8 @@ import { installOnce, root } from './install-once.mjs';
 const FRAMEWORKS = path.join(root, 'scripts/macos-sdk');
 
 /**
- * The libraries that the linker is told to use. `c` and `m` are other names of libSystem. The crate
- * libc names `iconv` too, and nothing calls a function of it.
+ * The libraries that a Rust program is linked with. `c` and `m` are other names of libSystem. The
+ * crate libc also names `iconv`, and no code calls a function of it.
  */
 const LIBRARIES = ['System', 'c', 'iconv', 'm'];
 

@@ -85,6 +85,17 @@ export function run(command, args, options = {}) {
 }
 
 /**
+ * Runs the native `kg` on a terminal, with the text that a person types, and returns what the terminal
+ * shows. The arguments are words of a shell.
+ */
+export const kgOnTerminal = (args, cwd, typed) =>
+  run('script', ['-qec', [kgPath, ...args].join(' '), '/dev/null'], {
+    cwd,
+    input: typed,
+    stdio: ['pipe', 'pipe', 'pipe'],
+  });
+
+/**
  * Runs the native `kg` and resolves to its exit status and output. A failing status does not
  * reject.
  */

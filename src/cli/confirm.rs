@@ -24,13 +24,13 @@ pub fn ask(question: &str) -> Result<()> {
             )),
         };
     }
-    require(false)
+    without_question()
 }
 
-/// Fails with `KG_NOT_CONFIRMED` if `KG_CONFIRM` is `always` and the user did not confirm the
-/// command with a flag. For commands that ask no question.
-pub fn require(is_confirmed: bool) -> Result<()> {
-    if is_confirmed || !always()? {
+/// Fails with `KG_NOT_CONFIRMED` if `KG_CONFIRM` is `always`. For a command that asks no question and
+/// has no flag that confirms it.
+pub fn without_question() -> Result<()> {
+    if !always()? {
         return Ok(());
     }
     let message = format!("Nothing was changed, because {CONFIRM}=always requires a confirmation");

@@ -108,7 +108,11 @@ pub fn run_unpin(args: &UnpinArgs, output: &Output) -> Result<u8> {
 
 pub fn run_delete(args: &DeleteArgs, output: &Output) -> Result<u8> {
     let store = opened(&args.common, &args.store, output)?;
-    let action = Action::Delete(&args.backup, args.cascade, args.yes);
+    let action = Action::Delete {
+        backup: &args.backup,
+        cascade: args.cascade,
+        is_confirmed: args.yes,
+    };
     action.run(&store, args.waiting.timeout(), output)
 }
 
@@ -151,10 +155,11 @@ pub struct ManageFlags {
 impl ManageFlags {
     /// Returns the action that the flags ask for.
     pub fn action<'a>(&'a self, compression: Compression, keys: &'a KeyArgs) -> Option<Action<'a>> {
-        let delete = self
-            .delete
-            .as_deref()
-            .map(|id| Action::Delete(id, self.cascade, self.yes));
+        let delete = self.delete.as_deref().map(|backup| Action::Delete {
+            backup,
+            cascade: self.cascade,
+            is_confirmed: self.yes,
+        });
         let pin = || Some(Action::Pin(self.pin.as_deref()?, self.reason.clone()));
         let unpin = || self.unpin.as_deref().map(Action::Unpin);
         let consolidate = || {
@@ -167,8 +172,13 @@ impl ManageFlags {
 
 /// An action on the backup that a user names.
 pub enum Action<'a> {
-    /// With the backups that depend on it, or without, and whether the user confirmed it.
-    Delete(&'a str, bool, bool),
+    Delete {
+        backup: &'a str,
+        /// Whether the backups that depend on it go too.
+        cascade: bool,
+        /// Whether no question is asked.
+        is_confirmed: bool,
+    },
     Pin(&'a str, Option<String>),
     Unpin(&'a str),
     Consolidate(&'a str, Compression, &'a KeyArgs),
@@ -177,13 +187,17 @@ pub enum Action<'a> {
 impl Action<'_> {
     /// Runs the action and returns the exit status.
     pub fn run(self, store: &Store, lock_timeout: Duration, output: &Output) -> Result<u8> {
-        let (Action::Delete(named, ..)
+        let (Action::Delete { backup: named, .. }
         | Action::Pin(named, _)
         | Action::Unpin(named)
         | Action::Consolidate(named, ..)) = &self;
         let id = reference::id(store, named)?;
         match self {
-            Action::Delete(_, cascade, is_confirmed) => {
+            Action::Delete {
+                cascade,
+                is_confirmed,
+                ..
+            } => {
                 if !is_confirmed {
                     let dir = store.dir().display();
                     confirm::ask(&format!("Delete {id} in {dir} for good?"))?;

@@ -253,7 +253,7 @@ impl RestoreArgs {
             return Ok(());
         }
         if self.overwrite {
-            return confirm::require(false);
+            return confirm::without_question();
         }
         confirm::ask(question)
     }

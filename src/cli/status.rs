@@ -56,8 +56,11 @@ pub fn assert_meant(
     if common.named_project().is_some() || !is_store_named {
         Project::open(root)?;
     }
-    if is_store_named && list::emptied(store, &[]).is_empty() {
-        list::assert_exists(store, root)?;
+    if is_store_named
+        && let Err(missing) = list::assert_exists(store, root)
+        && list::emptied(store, &[]).is_empty()
+    {
+        return Err(missing);
     }
     Ok(())
 }
@@ -105,15 +108,19 @@ pub fn status(
         .as_ref()
         .zip(service.as_ref())
         .map(|(project, service)| service.shown(project));
-    print_status(&status, shown.as_deref(), is_in_progress, output);
+    let schedule = match settings.are_unusable() {
+        true => "unknown: the configuration cannot be used".into(),
+        false => schedule(&status, shown.as_deref()),
+    };
+    print_status(&status, schedule, is_in_progress, output);
     Ok(0)
 }
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-fn print_status(status: &Status, service: Option<&str>, is_in_progress: bool, output: &Output) {
+fn print_status(status: &Status, schedule: String, is_in_progress: bool, output: &Output) {
     output.line(format!("Backups in {}", status.backup_dir.display()));
-    let mut rows = vec![("schedule", schedule(status, service))];
+    let mut rows = vec![("schedule", schedule)];
     rows.extend(newest_rows(status));
     if is_in_progress {
         rows.push((
@@ -273,9 +280,6 @@ pub fn hook_failure(failure: &HookFailure) -> String {
 
 fn schedule(status: &Status, service: Option<&str>) -> String {
     let Some(schedule) = &status.schedule else {
-        if status.is_schedule_unknown {
-            return "unknown: the configuration cannot be used".into();
-        }
         return "none: set one with `kg config set backup.schedule \"0 2 * * *\"`".into();
     };
     let zone = status

@@ -77,9 +77,6 @@ pub struct Status {
     /// Why no scheduled backups are made, and the command that changes this.
     #[serde(skip)]
     pub without_schedule: Vec<&'static str>,
-    /// Whether the settings as a whole are unusable.
-    #[serde(skip)]
-    pub is_schedule_unknown: bool,
     /// Problems that do not depend on the current time.
     #[serde(skip)]
     problems: Vec<String>,
@@ -248,7 +245,6 @@ pub fn status(
         copies,
         newest,
         without_schedule: settings.without_schedule(),
-        is_schedule_unknown: settings.are_unusable(),
         problems,
         latest: backups.into_iter().next(),
     })

@@ -162,7 +162,7 @@ unsafe fn is_trusted(id: PSID, user: &User) -> bool {
     let known = [
         WinLocalSystemSid,
         WinBuiltinAdministratorsSid,
-        // Whoever owns the file.
+        // The owner of the file, which was checked already.
         WinCreatorOwnerRightsSid,
     ];
     // SAFETY: the caller promises a valid identifier.
